@@ -1,0 +1,109 @@
+"""Streaming chat completions for threaded Python: ``for evt in client.chat_completion_stream(request)``.
+
+Names are loaded when they are first used, so that ``import chanstream`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .channel import Channel as Channel
+    from .channel import ChannelStatistics as ChannelStatistics
+    from .client import Client as Client
+    from .context import Context as Context
+    from .context import Timeout as Timeout
+    from .dialects import Dialect as Dialect
+    from .errors import APIConnectionError as APIConnectionError
+    from .errors import APIError as APIError
+    from .errors import APIStatusError as APIStatusError
+    from .errors import APITimeoutError as APITimeoutError
+    from .errors import AuthenticationError as AuthenticationError
+    from .errors import BadRequestError as BadRequestError
+    from .errors import CacheError as CacheError
+    from .errors import ChannelClosedError as ChannelClosedError
+    from .errors import ChanstreamError as ChanstreamError
+    from .errors import ConflictError as ConflictError
+    from .errors import EventTooLargeError as EventTooLargeError
+    from .errors import InternalServerError as InternalServerError
+    from .errors import NotFoundError as NotFoundError
+    from .errors import PermissionDeniedError as PermissionDeniedError
+    from .errors import RateLimitError as RateLimitError
+    from .errors import StreamAPIError as StreamAPIError
+    from .errors import StreamCancelledError as StreamCancelledError
+    from .errors import StreamDecodeError as StreamDecodeError
+    from .errors import StreamError as StreamError
+    from .errors import StreamInterruptedError as StreamInterruptedError
+    from .errors import StreamTruncatedError as StreamTruncatedError
+    from .errors import UnprocessableEntityError as UnprocessableEntityError
+    from .models.chat import ChatCompletionRequest as ChatCompletionRequest
+    from .models.chat import ChatCompletionResponse as ChatCompletionResponse
+    from .models.chat import Choice as Choice
+    from .models.chat import FinishReason as FinishReason
+    from .models.chat import JSONSchema as JSONSchema
+    from .models.chat import ResponseFormat as ResponseFormat
+    from .models.chat import UsageInfo as UsageInfo
+    from .models.chunk import CompletionChunk as CompletionChunk
+    from .models.chunk import DeltaMessage as DeltaMessage
+    from .models.chunk import StreamChoice as StreamChoice
+    from .models.content import AudioChunk as AudioChunk
+    from .models.content import DocumentURLChunk as DocumentURLChunk
+    from .models.content import FileChunk as FileChunk
+    from .models.content import ImageURLChunk as ImageURLChunk
+    from .models.content import ReferenceChunk as ReferenceChunk
+    from .models.content import TextChunk as TextChunk
+    from .models.content import ThinkChunk as ThinkChunk
+    from .models.content import UnknownChunk as UnknownChunk
+    from .models.messages import AssistantMessage as AssistantMessage
+    from .models.messages import Role as Role
+    from .models.messages import SystemMessage as SystemMessage
+    from .models.messages import ToolMessage as ToolMessage
+    from .models.messages import UserMessage as UserMessage
+    from .models.tools import Function as Function
+    from .models.tools import FunctionCall as FunctionCall
+    from .models.tools import Tool as Tool
+    from .models.tools import ToolCall as ToolCall
+    from .models.tools import ToolChoice as ToolChoice
+    from .stream import CompletionStream as CompletionStream
+    from .transport.head import RateLimits as RateLimits
+    from .transport.head import ResponseHead as ResponseHead
+    from .transport.retry import Retry as Retry
+
+_HOMES = {
+    "channel": "Channel ChannelStatistics",
+    "client": "Client",
+    "context": "Context Timeout",
+    "dialects": "Dialect",
+    "errors": "APIConnectionError APIError APIStatusError APITimeoutError AuthenticationError BadRequestError CacheError"
+    " ChannelClosedError ChanstreamError ConflictError EventTooLargeError InternalServerError NotFoundError"
+    " PermissionDeniedError RateLimitError StreamAPIError StreamCancelledError StreamDecodeError StreamError"
+    " StreamInterruptedError StreamTruncatedError UnprocessableEntityError",
+    "models.chat": "ChatCompletionRequest ChatCompletionResponse Choice FinishReason JSONSchema ResponseFormat UsageInfo",
+    "models.chunk": "CompletionChunk DeltaMessage StreamChoice",
+    "models.content": "AudioChunk DocumentURLChunk FileChunk ImageURLChunk ReferenceChunk TextChunk ThinkChunk"
+    " UnknownChunk",
+    "models.messages": "AssistantMessage Role SystemMessage ToolMessage UserMessage",
+    "models.tools": "Function FunctionCall Tool ToolCall ToolChoice",
+    "stream": "CompletionStream",
+    "transport.head": "RateLimits ResponseHead",
+    "transport.retry": "Retry",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - all texts
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,278 @@
+"""The client: composes request, transport, engine and stream. It parses nothing and starts no thread of its own."""
+
+from __future__ import annotations
+
+import os
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from urllib.parse import urlsplit
+
+from . import __version__
+from .channel import Pipe
+from .context import Context, Timeout
+from .dialects import DIALECTS, Dialect
+from .engines import threaded
+from .errors import APITimeoutError, ChanstreamError, StreamAPIError, StreamDecodeError
+from .models.chat import ChatCompletionRequest, ChatCompletionResponse
+from .models.chunk import CompletionChunk
+from .models.codec import best_loads, dumps
+from .stream import CompletionStream, Errors
+from .transport.retry import Retry
+from .transport.session import Call, Transport
+from .wire.machine import MAX_EVENT_BYTES, StreamMachine
+
+if TYPE_CHECKING:
+    import requests
+
+Engine: TypeAlias = Literal["auto", "threaded"]
+
+_CHAT = "/chat/completions"
+
+
+class Client:
+    """Asks one server for chat completions, streamed or whole.
+
+    Args:
+        api_key: The key; by default that of the dialect's environment variable. "" sends none, for local servers.
+        base_url: The server, by default the dialect's. Without a path it gets ``/v1``; with one it is used as it is.
+        dialect: ``"mistral"``, ``"groq"``, ``"openai"`` (and every server compatible with it), or a `Dialect`.
+        timeout: The four clocks of each request; a bare number is the total, in seconds.
+        retry: How failures before the first chunk are tried again.
+        buffer: Capacity of a stream's channel, in chunks: how far the server may run ahead of the consumer.
+        engine: What moves the bytes: ``"threaded"`` (a thread per stream), or ``"auto"`` for the best there is.
+        errors: How a stream gives what goes wrong after its head: ``"inband"``, as a chunk with ``error`` set, or
+            ``"raise"``.
+        require_finish_reason: Whether an answer without a finish reason counts as cut off.
+        max_event_bytes: The largest event of a stream that is read, in bytes.
+        session: A `requests.Session` to use, with its adapters, proxies, CA and certificates. It stays the caller's to
+            close. A request that it sends can be cut only once its head is in.
+
+    Raises:
+        ChanstreamError: There is no key; the text names the variable.
+        TypeError: An argument is of the wrong type; the text names it.
+        ValueError: An argument has a value that cannot be; the text names it.
+
+    Thread safety: one client serves any number of threads, works on in a child after ``fork()``, and under gevent's
+    monkey patching. It can be pickled: its settings travel, its connections do not.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | None = None,
+        dialect: str | Dialect = "mistral",
+        timeout: Timeout | float | None = None,
+        retry: Retry | None = None,
+        buffer: int = 1024,
+        engine: Engine = "auto",
+        errors: Errors = "inband",
+        require_finish_reason: bool = False,
+        max_event_bytes: int = MAX_EVENT_BYTES,
+        session: requests.Session | None = None,
+    ) -> None:
+        self._dialect = _dialect(dialect)
+        self._base_url = _base_url(self._dialect.base_url if base_url is None else base_url)
+        self._timeout = Timeout() if timeout is None else Timeout.of(timeout)
+        self._retry = _typed("retry", Retry() if retry is None else retry, Retry)
+        self._buffer = _at_least_1("buffer", buffer)
+        self._engine = _one_of("engine", engine, get_args(Engine))
+        self._errors: Errors = _one_of("errors", errors, get_args(Errors))
+        self._require_finish_reason = _typed("require_finish_reason", require_finish_reason, bool)
+        self._max_event_bytes = _at_least_1("max_event_bytes", max_event_bytes)
+        self._settings = {
+            "api_key": api_key,
+            "base_url": base_url,
+            "dialect": dialect,
+            "timeout": timeout,
+            "retry": retry,
+            "buffer": buffer,
+            "engine": engine,
+            "errors": errors,
+            "require_finish_reason": require_finish_reason,
+            "max_event_bytes": max_event_bytes,
+            "session": session,
+        }
+        headers = {"User-Agent": f"chanstream/{__version__}"}
+        self._transport = Transport(self._base_url, _key(api_key, self._dialect), headers, session)
+
+    def chat_completion_stream(
+        self,
+        request: ChatCompletionRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        buffer: int | None = None,
+        errors: Errors | None = None,
+    ) -> CompletionStream:
+        """Return a stream of the answer's chunks, once the head of the answer is in.
+
+        Args:
+            request: What to ask for.
+            timeout: The clocks of this call, instead of the client's; a bare number is the total, in seconds.
+            context: Cancels the call, before its head and after.
+            buffer: The channel's capacity for this call, in chunks.
+            errors: ``"inband"`` or ``"raise"``, for this call.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the text names it, and nothing was sent.
+            APIStatusError: The server refused; by status, see `chanstream.errors`.
+            APIConnectionError: No answer came; `APITimeoutError` names the clock that ran out.
+            StreamCancelledError: The context was cancelled.
+
+        What goes wrong after the head is in comes with the stream.
+        """
+        started = time.monotonic()
+        capacity = self._buffer if buffer is None else _at_least_1("buffer", buffer)
+        mode: Errors = self._errors if errors is None else _one_of("errors", errors, get_args(Errors))
+        call = self._call(request, timeout, context, stream=True)
+        try:
+            answer = self._transport.open(call)
+        except BaseException:
+            call.context.release()
+            raise
+        machine = StreamMachine(
+            started,
+            content_type=answer.head.content_type,
+            n=request.n or 1,
+            max_event_bytes=self._max_event_bytes,
+            require_finish_reason=self._require_finish_reason,
+        )
+        pipe: Pipe[CompletionChunk] = Pipe(capacity)
+        threaded.start(answer.source, machine, pipe, call.context, call.timeout, answer.asked_at)
+        return CompletionStream(pipe, call.context, answer.head, mode)
+
+    def chat_completion(
+        self,
+        request: ChatCompletionRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+    ) -> ChatCompletionResponse:
+        """Return the whole answer, asked for without streaming.
+
+        Args:
+            request: What to ask for.
+            timeout: The clocks of this call, instead of the client's; ``first_chunk`` covers the whole answer here.
+            context: Cancels the call.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the text names it, and nothing was sent.
+            APIError: The server refused, or answered with an error.
+            APIConnectionError: No (whole) answer came; `APITimeoutError` names the clock that ran out.
+            StreamCancelledError: The context was cancelled.
+            StreamDecodeError: The answer is no chat completion.
+        """
+        started = time.monotonic()
+        call = self._call(request, timeout, context, stream=False)
+        try:
+            head, body = self._transport.fetch(call)
+        finally:
+            call.context.release()
+        return _response(body, head.content_type, time.monotonic() - started)
+
+    def close(self) -> None:
+        """Close the connections that no stream uses. The client can still be used: it makes new ones."""
+        self._transport.close()
+
+    def _call(
+        self, request: ChatCompletionRequest, timeout: Timeout | float | None, context: Context | None, *, stream: bool
+    ) -> Call:
+        """Return the call for a request, with a context of its own; all that can be wrong with it is told here."""
+        _typed("request", request, ChatCompletionRequest)
+        body = dumps(self._dialect.body(request, stream=stream))
+        clocks = self._timeout if timeout is None else Timeout.of(timeout)
+        parent = Context() if context is None else _typed("context", context, Context)
+        own = parent.with_cancel()
+        if clocks.total is not None:
+            own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
+        accept = "text/event-stream" if stream else "application/json"
+        return Call(
+            method="POST", path=_CHAT, body=body, accept=accept, context=own, timeout=clocks, retry=self._retry
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._settings
+
+    def __setstate__(self, settings: dict[str, Any]) -> None:
+        self.__init__(**settings)  # type: ignore[misc]  # a copy is made as the original was
+
+    def __repr__(self) -> str:
+        return f"<Client {self._dialect.name} {self._base_url}>"
+
+
+def _response(body: bytes, content_type: str, latency: float) -> ChatCompletionResponse:
+    try:
+        data = best_loads()(body)
+        if isinstance(data, dict) and "choices" not in data and (data.get("error") or data.get("object") == "error"):
+            raise StreamAPIError.from_body(data)
+        answer = ChatCompletionResponse.from_dict(data)
+    except (TypeError, ValueError) as error:
+        start = " ".join(body[:200].decode("utf-8", "replace").split())
+        raise StreamDecodeError(f"expected a chat completion, got {content_type}: {start!r} ({error})") from error
+    object.__setattr__(answer, "latency", latency)
+    object.__setattr__(answer, "raw", data)
+    return answer
+
+
+def _dialect(value: str | Dialect) -> Dialect:
+    if isinstance(value, Dialect):
+        return value
+    return DIALECTS[_one_of("dialect", value, tuple(DIALECTS))]
+
+
+def _key(given: str | None, dialect: Dialect) -> str:
+    key = os.environ.get(dialect.key_variable) if given is None else given
+    if key is None:
+        raise ChanstreamError(f"no API key: pass api_key=, or set {dialect.key_variable} (api_key='' sends none)")
+    if not isinstance(key, str):
+        raise TypeError(f"api_key: expected a text, got {type(key).__name__}")
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("api_key: expected printable ASCII; the key has other characters in it")  # never shown
+    return key
+
+
+def _base_url(value: str) -> str:
+    """Return the URL that paths are appended to."""
+    _typed("base_url", value, str)
+    try:
+        parts = urlsplit(value.strip())
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        sound = False
+    if not sound:
+        raise ValueError(f"base_url: expected an http or https URL, got {value!r}")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("base_url: expected a URL without user, query and fragment")  # not shown: it may hold a secret
+    path = parts.path.rstrip("/") or "/v1"
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _at_least_1(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected 1 or more, got {value!r}")
+    return value
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected {', '.join(map(repr, allowed))}, got {value!r}")
+    return value

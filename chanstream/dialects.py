@@ -1,0 +1,108 @@
+"""What Mistral, Groq and OpenAI-compatible servers accept and send.
+
+A dialect is a value: where the server is, which variable holds its key, what an option is called there and which
+options it rejects. Sources: https://docs.mistral.ai/api/, https://console.groq.com/docs/api-reference and
+https://platform.openai.com/docs/api-reference/chat/create. What answers look like needs no dialect: usage and thoughts
+are found wherever a server puts them (see `chanstream.models.chunk` and `chanstream.models.messages`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from .models.chat import ChatCompletionRequest
+
+
+@attrs.frozen
+class Dialect:
+    """How one family of servers wants to be asked.
+
+    Attributes:
+        name: What `Client` calls it.
+        base_url: Where the server is, unless the caller says otherwise.
+        key_variable: The environment variable that holds the key.
+        renamed: Options that go by another name there.
+        rejected: Options that the server answers with an error; they are refused before anything is sent.
+        usage_on_request: Whether a stream's usage has to be asked for, with ``stream_options``.
+        image_objects: Whether an image's address must be an object, ``{"url": ...}``, and not a bare text.
+    """
+
+    name: str
+    base_url: str
+    key_variable: str
+    renamed: Mapping[str, str] = attrs.field(factory=dict)
+    rejected: frozenset[str] = frozenset()
+    usage_on_request: bool = False
+    image_objects: bool = False
+
+    def body(self, request: ChatCompletionRequest, *, stream: bool) -> dict[str, Any]:
+        """Return the JSON object to send.
+
+        Raises:
+            ValueError: An option is set that the server rejects; the text names it.
+        """
+        data = request.to_dict()
+        for name in sorted(self.rejected):
+            if getattr(request, name, None) is not None:
+                raise ValueError(f"{name}: the {self.name!r} dialect does not take this option")
+        for ours, theirs in self.renamed.items():
+            if ours in data:
+                data[theirs] = data.pop(ours)
+        if self.image_objects:
+            data["messages"] = [_with_image_objects(message) for message in data["messages"]]
+        if stream:
+            data["stream"] = True
+            if self.usage_on_request:
+                data.setdefault("stream_options", {"include_usage": True})
+        return data
+
+
+def _with_image_objects(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_with_image_object(part) for part in content]}
+
+
+def _with_image_object(part: dict[str, Any]) -> dict[str, Any]:
+    if part.get("type") == "image_url" and isinstance(part.get("image_url"), str):
+        return {**part, "image_url": {"url": part["image_url"]}}
+    return part
+
+
+MISTRAL = Dialect(
+    name="mistral",
+    base_url="https://api.mistral.ai/v1",
+    key_variable="MISTRAL_API_KEY",
+    # stream_options is answered with 422 there; usage comes by itself.
+    rejected=frozenset({"stream_options", "max_completion_tokens", "logprobs", "top_logprobs", "user"}),
+)
+
+_SEED = {"random_seed": "seed"}
+_ONLY_MISTRAL = frozenset({"safe_prompt", "prompt_mode"})
+
+GROQ = Dialect(
+    name="groq",
+    base_url="https://api.groq.com/openai/v1",
+    key_variable="GROQ_API_KEY",
+    renamed=_SEED,
+    rejected=_ONLY_MISTRAL | {"prediction", "metadata", "logprobs", "top_logprobs"},
+    usage_on_request=True,
+    image_objects=True,
+)
+
+OPENAI = Dialect(
+    name="openai",
+    base_url="https://api.openai.com/v1",
+    key_variable="OPENAI_API_KEY",
+    renamed=_SEED,
+    rejected=_ONLY_MISTRAL,
+    usage_on_request=True,
+    image_objects=True,
+)
+
+DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (MISTRAL, GROQ, OPENAI)}
+"""The dialects by name."""

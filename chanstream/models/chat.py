@@ -1,0 +1,215 @@
+"""The request for a chat completion and its whole answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import attrs
+
+from .codec import Model, each, extra_field, loaded, mapping, of_type
+from .messages import AssistantMessage, ChatMessage, messages_from
+from .tools import Tool, ToolCall, ToolChoice, named, tool_choice_from, tools_from
+
+
+class FinishReason(str, Enum):
+    """Why a choice ended. Each member equals its text; servers send other words too, which pass as they are."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    MODEL_LENGTH = "model_length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+    FUNCTION_CALL = "function_call"
+    ERROR = "error"
+
+    __str__ = str.__str__
+
+
+@attrs.frozen
+class JSONSchema(Model):
+    """A JSON Schema that the answer has to follow.
+
+    Attributes:
+        name: A name for it; servers allow letters, digits, ``_`` and ``-``.
+        schema: The schema, sent as it is.
+        strict: Whether the model must keep to it.
+    """
+
+    name: str = attrs.field(validator=of_type(str))
+    schema: Mapping[str, Any] = attrs.field(validator=of_type(Mapping))
+    description: str | None = attrs.field(default=None, validator=of_type(str, optional=True))
+    strict: bool | None = attrs.field(default=None, validator=of_type(bool, optional=True))
+    extra: Mapping[str, Any] = extra_field()
+
+
+@attrs.frozen
+class ResponseFormat(Model):
+    """The form that the answer must have: ``"text"``, ``"json_object"``, or ``"json_schema"`` with a schema."""
+
+    type: str = attrs.field(default="text", validator=of_type(str))
+    json_schema: JSONSchema | None = loaded(JSONSchema.from_dict, default=None)
+    extra: Mapping[str, Any] = extra_field()
+
+    def __attrs_post_init__(self) -> None:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("json_schema: missing, and the type is 'json_schema'")
+
+
+def _response_format(value: Any) -> ResponseFormat:
+    if isinstance(value, ResponseFormat):
+        return value
+    return ResponseFormat.from_dict(mapping(value, "a response format"))
+
+
+def _number(optional_kind: type = float) -> Any:
+    kinds = (int,) if optional_kind is int else (int, float)
+    return attrs.field(default=None, kw_only=True, validator=of_type(*kinds, optional=True))
+
+
+def _flag() -> Any:
+    return attrs.field(default=None, kw_only=True, validator=of_type(bool, optional=True))
+
+
+def _object() -> Any:
+    return attrs.field(default=None, kw_only=True, validator=of_type(Mapping, optional=True))
+
+
+def _word() -> Any:
+    return attrs.field(default=None, kw_only=True, validator=of_type(str, optional=True))
+
+
+def _not_empty(_: Any, field: Any, value: str) -> None:
+    if not value:
+        raise ValueError(f"{field.name}: expected a text, got ''")
+
+
+def _positive(_: Any, field: Any, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"{field.name}: expected 1 or more, got {value!r}")
+
+
+@attrs.frozen
+class ChatCompletionRequest(Model):
+    """What to ask a model for.
+
+    An option that is None is not sent; 0, False and "" are. What this class does not know goes into ``extra`` and is
+    sent as it is. Options are those of https://docs.mistral.ai/api/#tag/chat and
+    https://platform.openai.com/docs/api-reference/chat/create; a dialect says at once which of them it does not take.
+
+    Attributes:
+        model: The model's id.
+        messages: The conversation so far: message objects or their JSON objects.
+        random_seed: For repeatable sampling; sent as ``seed`` where the dialect calls it so.
+        n: How many choices to answer with.
+
+    Raises:
+        TypeError: A field is of the wrong type; the text names it.
+        ValueError: A field has a value that cannot be; the text names it.
+    """
+
+    model: str = attrs.field(validator=[of_type(str), _not_empty])
+    messages: Sequence[ChatMessage] = loaded(messages_from, converter=named("messages", messages_from))
+    temperature: float | None = _number()
+    top_p: float | None = _number()
+    max_tokens: int | None = _number(int)
+    max_completion_tokens: int | None = _number(int)
+    n: int | None = attrs.field(default=None, kw_only=True, validator=[of_type(int, optional=True), _positive])
+    stop: str | Sequence[str] | None = attrs.field(
+        default=None, kw_only=True, validator=of_type(str, list, tuple, optional=True)
+    )
+    random_seed: int | None = _number(int)
+    frequency_penalty: float | None = _number()
+    presence_penalty: float | None = _number()
+    tools: Sequence[Tool] | None = loaded(tools_from, default=None, kw_only=True, converter=named("tools", tools_from))
+    tool_choice: str | ToolChoice | None = loaded(
+        tool_choice_from, default=None, kw_only=True, converter=named("tool_choice", tool_choice_from)
+    )
+    parallel_tool_calls: bool | None = _flag()
+    response_format: ResponseFormat | None = loaded(
+        _response_format, default=None, kw_only=True, converter=named("response_format", _response_format)
+    )
+    reasoning_effort: str | None = _word()
+    prompt_mode: str | None = _word()
+    safe_prompt: bool | None = _flag()
+    prediction: Mapping[str, Any] | None = _object()
+    metadata: Mapping[str, Any] | None = _object()
+    logprobs: bool | None = _flag()
+    top_logprobs: int | None = _number(int)
+    stream_options: Mapping[str, Any] | None = _object()
+    user: str | None = _word()
+    extra: Mapping[str, Any] = extra_field()
+
+    @messages.validator
+    def _messages_there(self, _: Any, value: Any) -> None:
+        if value is None:
+            raise TypeError("messages: expected a list of messages, got None")
+
+
+@attrs.frozen
+class UsageInfo(Model):
+    """How many tokens were used; details that a server adds lie in ``extra``."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    extra: Mapping[str, Any] = extra_field()
+
+
+@attrs.frozen
+class Choice(Model):
+    """One of the answers of a whole completion.
+
+    Attributes:
+        message: What the model said.
+        finish_reason: Why it ended, equal to a `FinishReason` or another word; None where the server gave none.
+    """
+
+    index: int = 0
+    message: AssistantMessage = loaded(AssistantMessage.from_dict, factory=AssistantMessage)
+    finish_reason: str | None = None
+    extra: Mapping[str, Any] = extra_field()
+
+
+@attrs.frozen
+class ChatCompletionResponse(Model):
+    """A whole answer, be it sent whole or collected from a stream.
+
+    Attributes:
+        created: When, in seconds since 1970, by the server's clock.
+        usage: Token counts; None where the server sent none.
+        latency: Seconds from sending the request to the end of the answer, retries and waits included.
+        raw: The JSON object as it came; {} where the answer was collected from a stream.
+    """
+
+    choices: Sequence[Choice] = loaded(each(Choice.from_dict), factory=list)
+    id: str = ""
+    object: str = "chat.completion"
+    created: int = 0
+    model: str = ""
+    usage: UsageInfo | None = loaded(UsageInfo.from_dict, default=None)
+    extra: Mapping[str, Any] = extra_field()
+    latency: float = attrs.field(default=0.0, kw_only=True, eq=False, metadata={"wire": False})
+    raw: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, eq=False, repr=False, metadata={"wire": False})
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice; "" where there is none."""
+        return self.choices[0].message.text if self.choices else ""
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought before the first choice, where the server tells."""
+        return self.choices[0].message.reasoning if self.choices else ""
+
+    @property
+    def tool_calls(self) -> Sequence[ToolCall]:
+        """The tool calls of the first choice."""
+        return (self.choices[0].message.tool_calls or ()) if self.choices else ()
+
+    def assistant_message(self) -> AssistantMessage | None:
+        """Return the first choice's message, to be appended to the conversation; None where there is no choice."""
+        return self.choices[0].message if self.choices else None
+
+

@@ -1,0 +1,161 @@
+"""The stream that a caller holds: a channel of chunks, how to cancel it, and what the answer's head said."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from types import TracebackType
+from typing import Literal, TypeAlias
+
+from .channel import Channel, Pipe
+from .context import Context
+from .errors import ChannelClosedError, ChanstreamError, StreamCancelledError
+from .models.chat import ChatCompletionResponse
+from .models.chunk import CompletionChunk
+from .transport.head import ResponseHead
+from .wire.assembly import Assembler
+
+Errors: TypeAlias = Literal["inband", "raise"]
+State: TypeAlias = Literal["streaming", "complete", "failed", "cancelled"]
+
+_DRAIN_GRACE = 0.04
+"""Seconds that `close` gives a stream whose last chunk is out to read the body's end, so that ``break`` at the last
+chunk keeps the connection for the next request. In the usual case it takes well under a millisecond."""
+
+
+class CompletionStream(Channel[CompletionChunk]):
+    """The chunks of one answer, as they come.
+
+    ::
+
+        for evt in client.chat_completion_stream(request):
+            if evt.error:
+                raise evt.error
+            print(evt.text, end="", flush=True)
+
+    Iterating gives each chunk and ends after the one that ends the stream: the last chunk, or one with ``error`` set
+    (raised instead, with ``errors="raise"``). Leaving the loop early, with ``break``, ``return`` or an exception,
+    closes the stream; to go on later, take chunks with ``next(stream)`` or `get`, or keep ``iter(stream)`` in a
+    variable. The stream is also closed by `close`, at the end of a ``with`` block, and when the last reference to it is
+    dropped.
+
+    Thread safety: every method may be called from any thread. With several consumers each chunk goes to exactly one,
+    and one that leaves its loop early closes the stream for all.
+    """
+
+    def __init__(
+        self, pipe: Pipe[CompletionChunk], context: Context, response: ResponseHead, errors: Errors = "inband"
+    ) -> None:
+        super().__init__(pipe=pipe)
+        self._context = context
+        self._errors = errors
+        self._closed_here = False
+        self.response = response
+
+    @property
+    def state(self) -> State:
+        """How the stream stands: ``"streaming"``, ``"complete"``, ``"failed"`` or ``"cancelled"``.
+
+        It is that of the producer: chunks may still wait to be taken.
+        """
+        final = self._pipe.final
+        if final is None:
+            return "cancelled" if self._closed_here else "streaming"
+        if final.error is None:
+            return "complete"
+        return "cancelled" if isinstance(final.error, StreamCancelledError) else "failed"
+
+    def get(self, block: bool | float = True, timeout: float | None = None) -> CompletionChunk:
+        """Take the next chunk, waiting for it if need be.
+
+        Args:
+            block: Whether to wait; a number is the ``timeout``.
+            timeout: Seconds to wait at most; None for as long as it takes.
+
+        Raises:
+            ChannelClosedError: The stream is over, and all its chunks are taken.
+            queue.Empty: Nothing came (in time).
+            ChanstreamError: With ``errors="raise"``: what ended the stream.
+        """
+        chunk = super().get(block, timeout)
+        if chunk.error is not None and self._errors == "raise":
+            raise chunk.error
+        return chunk
+
+    def collect(self) -> ChatCompletionResponse:
+        """Take all chunks that are left and return the answer that they make.
+
+        Raises:
+            ChanstreamError: What ended the stream, if it did not end well; its ``partial`` is the answer so far.
+            StreamCancelledError: The stream was closed before it ended.
+        """
+        answer = Assembler()
+        last: CompletionChunk | None = None
+        try:
+            while last is None or not (last.is_last_chunk or last.error):
+                last = super().get()
+                answer.add(last)
+        except ChannelClosedError:
+            if last is None or not last.is_last_chunk:
+                raise _with_partial(StreamCancelledError("the stream was closed"), answer) from None
+        finally:
+            self.close()
+        if last.error is not None:
+            raise _with_partial(last.error, answer)
+        return answer.response()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Cancel what is still to come, drop what was not taken, and free the socket and every blocked thread.
+
+        Does nothing on a stream that has ended. Does not wait for the server.
+
+        Args:
+            error: Not used; there because a `Channel` has it.
+        """
+        if self._pipe.ended:
+            self._pipe.wait_closed(_DRAIN_GRACE)
+        elif not self._closed_here:
+            self._closed_here = True
+        self._pipe.abandon()
+        self._context.cancel(StreamCancelledError("the stream was closed"))
+
+    def __iter__(self) -> Iterator[CompletionChunk]:
+        """Take chunks to the end of the stream; leaving early closes it."""
+        try:
+            yield from super().__iter__()
+        finally:
+            self.close()
+
+    def __next__(self) -> CompletionChunk:
+        """Take the next chunk; leaves the stream open."""
+        try:
+            return self.get()
+        except ChannelClosedError:
+            raise StopIteration from None
+
+    async def __aiter__(self) -> AsyncIterator[CompletionChunk]:
+        """Take chunks to the end of the stream without blocking the event loop; leaving early closes it."""
+        try:
+            async for chunk in super().__aiter__():
+                yield chunk
+        finally:
+            self.close()
+
+    def __enter__(self) -> CompletionStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_context"):  # else __init__ did not get far
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<CompletionStream {self.state}, {self.qsize()} chunks waiting>"
+
+
+def _with_partial(error: ChanstreamError, answer: Assembler) -> ChanstreamError:
+    error.partial = answer.response()  # type: ignore[attr-defined]  # all errors that end a stream have it
+    return error

@@ -1,0 +1,143 @@
+"""One thread for all deadlines of the process.
+
+A deadline costs one heap entry; moving it later costs nothing, because whoever set it looks at its own clock when
+it is called and says when to be called again. The thread starts with the first deadline and ends a moment after
+the last, so that an idle process has none, and neither has one that only imported chanstream.
+
+Locking: ``_cond`` guards the heap, the count of live timers and the thread's existence. Callbacks run without it,
+so that they may set and stop timers. The lock is reentrant because the garbage collector may run a finalizer that
+stops a timer in the middle of any of our own steps.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+_LINGER = 0.02
+"""Seconds for which the thread waits for a next deadline: streams in a row share a thread."""
+
+_SLACK = 64
+"""Stopped timers that may lie in the heap beyond the number of live ones: sweeping costs O(1) for each timer."""
+
+_log = logging.getLogger("chanstream")
+
+
+class Timer:
+    """A call that is due at some time, until it is stopped.
+
+    Thread safety: `stop` may be called from any thread, any number of times, from the callback too. It does not wait
+    for a callback that runs at this moment.
+    """
+
+    __slots__ = ("callback", "live")
+
+    def __init__(self, callback: Callable[[], float | None]) -> None:
+        self.callback = callback
+        self.live = True
+
+    def stop(self) -> None:
+        """See to it that the callback is not called any more."""
+        _timers.stop(self)
+
+
+class _Timers:
+    """The heap of all deadlines, and the thread that waits for the next."""
+
+    def __init__(self) -> None:
+        self._cond = threading.Condition(threading.RLock())
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()  # two timers at the same instant are not compared
+        self._live = 0
+        self._thread: threading.Thread | None = None
+
+    def start(self, when: float, callback: Callable[[], float | None]) -> Timer:
+        timer = Timer(callback)
+        with self._cond:
+            self._live += 1
+            self._push(when, timer)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="chanstream-timers", daemon=True)
+                self._thread.start()
+        return timer
+
+    def stop(self, timer: Timer) -> None:
+        with self._cond:
+            if timer.live:
+                timer.live = False
+                self._live -= 1
+                if not self._live:
+                    self._cond.notify()  # the thread may end
+                elif len(self._heap) > 2 * self._live + _SLACK:
+                    self._heap = [entry for entry in self._heap if entry[2].live]
+                    heapq.heapify(self._heap)
+
+    def _push(self, when: float, timer: Timer) -> None:
+        heapq.heappush(self._heap, (when, next(self._order), timer))
+        if self._heap[0][2] is timer:
+            self._cond.notify()
+
+    def _run(self) -> None:
+        while (due := self._next_due()) is not None:
+            try:
+                again = due.callback()
+            except Exception:
+                _log.exception("a deadline's callback failed")
+                again = None
+            if again is None:
+                due.stop()
+                continue
+            with self._cond:
+                if due.live:
+                    self._push(again, due)
+
+    def _next_due(self) -> Timer | None:
+        """Wait for the next deadline and return its timer; None when the thread shall end."""
+        with self._cond:
+            lingered = False
+            while True:
+                while self._heap and not self._heap[0][2].live:
+                    heapq.heappop(self._heap)
+                if self._heap:
+                    wait = self._heap[0][0] - time.monotonic()
+                    if wait <= 0:
+                        return heapq.heappop(self._heap)[2]
+                    self._cond.wait(wait)
+                    lingered = False
+                elif lingered:
+                    # Under the lock: whoever starts a timer after this sees that there is no thread.
+                    self._thread = None
+                    return None
+                else:
+                    lingered = not self._cond.wait(_LINGER)
+
+
+def call_at(when: float, callback: Callable[[], float | None]) -> Timer:
+    """Return a timer that calls ``callback`` at ``when``, in the timer thread.
+
+    Args:
+        when: A time of `time.monotonic`, in seconds.
+        callback: Called without arguments; must be quick and must not block. It returns None when it is done, or the
+            time at which to be called again.
+
+    Thread safety: may be called from any thread.
+    """
+    return _timers.start(when, callback)
+
+
+_timers = _Timers()
+
+
+def _start_afresh() -> None:
+    """Forget the parent's timers in a forked child: their thread and their streams live in the parent only."""
+    global _timers  # noqa: PLW0603 - the one instance of the process
+    _timers = _Timers()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_afresh)

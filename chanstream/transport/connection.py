@@ -1,0 +1,161 @@
+"""Connections that another thread can cut: while they connect, shake hands, wait for the head, or read the body.
+
+Why not ``response.raw.shutdown()`` alone? It exists only once the head is in, and it cannot tell whether the connection
+has just gone back to the pool and serves another request. Here a connection knows which *exchange* it serves, under a
+lock, so that a late cut hits nobody else.
+
+The hook is urllib3's public one, the pool's ``ConnectionCls``. http.client calls ``connect`` and urllib3 ``request`` in
+the thread that sends; the exchange reaches them through a thread-local.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+POOL_SIZE = 1024
+"""Connections kept per host: above it each stream pays a new handshake. requests keeps 10."""
+
+
+class _Current(threading.local):
+    exchange: Exchange | None = None
+
+
+_current = _Current()
+
+
+class Exchange:
+    """One request and its answer, as something that can be cut.
+
+    Thread safety: `cut` may be called from any thread, any number of times, at any moment.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._connection: _Cuttable | None = None
+        self._is_cut = False
+
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[None]:
+        """Make this the exchange of the connections that this thread uses in the block."""
+        _current.exchange = self
+        try:
+            yield
+        finally:
+            _current.exchange = None
+
+    def attach(self, connection: _Cuttable) -> None:
+        """Take the connection that serves this exchange."""
+        with self._lock:
+            self._connection = connection
+            if not self._is_cut:
+                return
+        raise ConnectionAbortedError("the request was cut")
+
+    def cut(self) -> bool:
+        """Shut the connection down: who blocks on it wakes at once. Return whether there was one of ours."""
+        with self._lock:
+            self._is_cut = True
+            connection = self._connection
+        if connection is None:
+            return False
+        connection.cut(self)
+        return True
+
+
+class _Cuttable:
+    """What both kinds of connections have in addition. ``_guard`` guards the exchange and whether it was cut."""
+
+    sock: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._guard = threading.RLock()
+        self._exchange: Exchange | None = None
+        self._is_cut = False
+
+    def connect(self) -> None:
+        self._serve()
+        super().connect()  # type: ignore[misc]  # of the connection class beside this one
+        if self._is_cut:  # before there was a socket to shut down
+            self.close()
+            raise ConnectionAbortedError("the request was cut")
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        self._serve()
+        super().request(*args, **kwargs)  # type: ignore[misc]  # as above
+
+    def close(self) -> None:
+        super().close()  # type: ignore[misc]  # as above
+
+    def cut(self, exchange: Exchange) -> None:
+        """Shut the socket down, if the connection still serves this exchange."""
+        with self._guard:
+            if self._exchange is exchange and not self._is_cut:
+                self._is_cut = True
+                _shut_down(self.sock)
+
+    def _serve(self) -> None:
+        exchange = _current.exchange
+        with self._guard:
+            stale = self._is_cut and self._exchange is not exchange
+            if self._exchange is not exchange:
+                self._exchange, self._is_cut = exchange, False
+        if stale:  # a late cut of the previous exchange: http.client connects anew
+            self.close()
+        if exchange is not None:
+            exchange.attach(self)
+
+
+def _shut_down(sock: Any) -> None:
+    with contextlib.suppress(OSError):
+        if isinstance(sock, socket.socket):
+            # Not SSLSocket.shutdown, which takes the TLS layer away: a reader would then see ciphertext as data.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        elif sock is not None:
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+class _HTTPConnection(_Cuttable, HTTPConnection):
+    pass
+
+
+class _HTTPSConnection(_Cuttable, HTTPSConnection):
+    pass
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
+
+
+_POOLS = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
+class CuttableAdapter(HTTPAdapter):
+    """requests' adapter with connections that can be cut, through proxies too, and a pool sized for fan-out."""
+
+    def __init__(self) -> None:
+        super().__init__(pool_connections=16, pool_maxsize=POOL_SIZE)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Make the pools of direct connections."""
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        """Return the pools of connections through a proxy; SOCKS has connections of its own."""
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        if not proxy.lower().startswith("socks"):
+            manager.pool_classes_by_scheme = _POOLS
+        return manager

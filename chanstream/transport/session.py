@@ -1,0 +1,297 @@
+"""Sending a request: one attempt, and the attempts until one succeeds.
+
+All waits obey the context: a cancel or a deadline cuts the connection of the attempt that is on, and ends the pause
+between two.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, TypeVar
+
+import attrs
+import requests
+from requests.exceptions import ConnectTimeout, ReadTimeout, RequestException
+from urllib3.exceptions import HTTPError
+
+from .. import timers
+from ..context import Context, Timeout
+from ..errors import APIConnectionError, APIStatusError, APITimeoutError, ChanstreamError, StreamError
+from .connection import CuttableAdapter, Exchange
+from .head import ResponseHead
+from .retry import Retry, retry_after
+from .source import Source
+
+_ERROR_BODY_BYTES = 64 * 1024
+"""How much of an error's body is read: more than any real one, little enough for a proxy's page without end."""
+
+_BODY_BYTES = 256 * 1024 * 1024
+"""The largest whole answer that is read: a bound against a server without end."""
+
+_OK = range(200, 300)
+
+_log = logging.getLogger("chanstream")
+
+R = TypeVar("R")
+
+
+@attrs.frozen(kw_only=True)
+class Call:
+    """A request as the transport sees it.
+
+    Attributes:
+        method: The HTTP method. path: What follows the base URL. body: JSON, or None. accept: The type wanted.
+        context: Cuts the call when it is done. timeout: Its ``connect`` and ``first_chunk`` are kept here.
+        retry: When to try again.
+    """
+
+    method: str
+    path: str
+    body: bytes | None
+    accept: str
+    context: Context
+    timeout: Timeout
+    retry: Retry
+
+
+@attrs.frozen
+class Answer:
+    """An answer whose head is in.
+
+    Attributes:
+        head: The head.
+        source: The body's bytes, as they arrive.
+        asked_at: When the attempt that led to it was sent, on `time.monotonic`.
+    """
+
+    head: ResponseHead
+    source: Source
+    asked_at: float
+
+
+class _Bearer(requests.auth.AuthBase):
+    """Sets the key. As requests' ``auth`` it keeps a netrc from replacing the key, and its repr shows nothing."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._key:
+            # requests takes this header, and only this one, away on a redirect to another host.
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+
+class Transport:
+    """Sends requests to one server.
+
+    Args:
+        base_url: The address that paths are appended to, without a slash at the end.
+        api_key: The key; "" for none.
+        headers: Sent with every request.
+        session: The caller's own session: its adapters, proxies, CA and certificates are used as they are, and closing
+            it stays the caller's business.
+
+    Thread safety: every method may be called from any thread. After ``fork()`` the child starts with connections of
+    its own.
+    """
+
+    def __init__(
+        self, base_url: str, api_key: str, headers: dict[str, str], session: requests.Session | None = None
+    ) -> None:
+        self._base_url = base_url
+        self._key = api_key
+        self._auth = _Bearer(api_key)
+        self._headers = headers
+        self._given = session
+        self._own: requests.Session | None = None
+        self._pid = os.getpid()
+
+    def open(self, call: Call) -> Answer:
+        """Send a request and return its answer as soon as the head is in, trying again as the call's retry says.
+
+        Raises:
+            APIStatusError: The server refused.
+            APIConnectionError: No answer came; `APITimeoutError` if a clock ran out.
+            StreamCancelledError: The context was cancelled (or whatever error it was cancelled with).
+        """
+        return self._tried(call, lambda answer: answer)
+
+    def fetch(self, call: Call) -> tuple[ResponseHead, bytes]:
+        """Send a request and return its whole answer; as `open` otherwise. ``first_chunk`` covers the body too."""
+        return self._tried(call, lambda answer: (answer.head, _whole(answer.source)))
+
+    def _tried(self, call: Call, finish: Callable[[Answer], R]) -> R:
+        retries = 0
+        while True:
+            call.context.raise_if_done()
+            try:
+                return self._attempt(call, finish)
+            except (APIStatusError, APIConnectionError) as error:
+                if call.context.done() or not call.retry.allows(error, retries):
+                    raise
+                pause = call.retry.delay(error, retries)
+                retries += 1
+                _log.info("retry %d of %d in %.2f s after: %s", retries, call.retry.max_retries, pause, error)
+            call.context.wait(pause)
+
+    def close(self) -> None:
+        """Close the connections that no stream uses; a session that the caller brought stays open."""
+        own, self._own = self._own, None
+        if own is not None:
+            own.close()
+
+    # -- one attempt ------------------------------------------------------------------------------------------------
+
+    def _attempt(self, call: Call, finish: Callable[[Answer], R]) -> R:
+        asked_at = time.monotonic()
+        with _cuttable(call.context, call.timeout.first_chunk) as exchange:
+            response = self._exchanged(exchange, call)
+            answer = Answer(ResponseHead(response.status_code, response.headers), Source(response, exchange), asked_at)
+            _log.debug("%s %s: %d", call.method, call.path, response.status_code)
+            if response.status_code in _OK:
+                return finish(answer)
+            try:
+                raise self._refusal(answer)
+            finally:
+                answer.source.close()
+
+    def _exchanged(self, exchange: Exchange, call: Call) -> requests.Response:
+        timeout = call.timeout
+        headers = {**self._headers, "Accept": call.accept, "Accept-Encoding": "identity"}
+        if call.body is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            with exchange.sending():
+                return self._session().request(
+                    call.method,
+                    self._base_url + call.path,
+                    data=call.body,
+                    headers=headers,
+                    auth=self._auth,
+                    stream=True,
+                    timeout=(_least(timeout.connect, call.context.remaining()), None),
+                )
+        except ConnectTimeout as error:
+            raise APITimeoutError(clock="connect", seconds=timeout.connect or 0.0) from error
+        except ReadTimeout as error:  # of a session that the caller brought
+            raise APITimeoutError(clock="first_chunk", seconds=timeout.first_chunk or 0.0) from error
+        except (RequestException, HTTPError, OSError) as error:
+            raise APIConnectionError(self._redacted(f"no answer from {self._base_url}: {_reason(error)}")) from error
+
+    def _refusal(self, answer: Answer) -> ChanstreamError:
+        head = answer.head
+        text = self._redacted(_read_some(answer.source).decode("utf-8", "replace"))
+        try:
+            body: Any = json.loads(text)
+        except (ValueError, RecursionError):
+            body = text
+        return APIStatusError.from_status(
+            head.status_code, body, headers=head.headers, retry_after=retry_after(head.headers)
+        )
+
+    def _redacted(self, text: str) -> str:
+        """Return ``text`` without the key: some servers repeat it in their errors."""
+        return text.replace(self._key, "***") if self._key else text
+
+    # -- the session ------------------------------------------------------------------------------------------------
+
+    def _session(self) -> requests.Session:
+        if self._pid != os.getpid():
+            # A forked child: the parent's connections stay the parent's. They are dropped and not closed in order,
+            # because a lock in there may have been held at the moment of the fork.
+            self._pid, self._own = os.getpid(), None
+        if self._given is not None:
+            return self._given
+        # Two threads may each make one here; the loser's has no connection yet and is simply dropped.
+        session = self._own
+        if session is None:
+            session = self._own = new_session()
+        return session
+
+
+def new_session() -> requests.Session:
+    """Return a session with connections that can be cut, a pool sized for fan-out, and no cookies."""
+    session = requests.Session()
+    adapter = CuttableAdapter()
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    # Cookies are the one thing that threads sharing a session would write at the same time.
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    return session
+
+
+@contextmanager
+def _cuttable(context: Context, first_chunk: float | None) -> Iterator[Exchange]:
+    """Give an exchange that is cut when the context is done or the clock for the head runs out.
+
+    An error of the block then becomes the context's, or the clock's: what it says itself is only that the line is dead.
+    """
+    exchange = Exchange()
+    late = False
+
+    def cut() -> None:
+        nonlocal late
+        late = True
+        exchange.cut()
+
+    forget = context.on_done(lambda _error: exchange.cut() and None)
+    timer = None if first_chunk is None else timers.call_at(time.monotonic() + first_chunk, cut)
+    try:
+        yield exchange
+    except APIStatusError:
+        raise
+    except ChanstreamError as error:
+        context_error = context.error
+        if context_error is not None:
+            raise context_error from error
+        if late:
+            raise APITimeoutError(clock="first_chunk", seconds=first_chunk or 0.0) from error
+        raise
+    finally:
+        forget()
+        if timer is not None:
+            timer.stop()
+
+
+def _whole(source: Source) -> bytes:
+    """Return a whole body; an answer that is not whole is no answer."""
+    body = bytearray()
+    try:
+        while data := source.read():
+            body += data
+            if len(body) > _BODY_BYTES:
+                raise APIConnectionError(f"the answer is larger than {_BODY_BYTES} bytes")
+    except StreamError as error:
+        raise APIConnectionError(str(error)) from error
+    finally:
+        source.close()
+    return bytes(body)
+
+
+def _read_some(source: Source) -> bytes:
+    """Return an error's body, as much of it as is worth reading and comes."""
+    body = bytearray()
+    try:
+        while len(body) < _ERROR_BODY_BYTES and (data := source.read()):
+            body += data
+    except StreamError:
+        pass  # the status is known; what came of the body will do
+    return bytes(body)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the words of the innermost cause: requests and urllib3 wrap each other several times."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _least(*values: float | None) -> float | None:
+    return min((value for value in values if value is not None), default=None)

@@ -1,0 +1,203 @@
+"""From chunks to the whole answer: text, thoughts and tool calls, joined in time linear in their size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..models.chat import ChatCompletionResponse, Choice, UsageInfo
+from ..models.chunk import CompletionChunk, DeltaMessage, StreamChoice
+from ..models.content import ContentChunk, TextChunk, ThinkChunk
+from ..models.messages import REASONING_KEYS, AssistantMessage
+from ..models.tools import FunctionCall, ToolCall
+
+
+class Assembler:
+    """Puts the chunks of a stream together.
+
+    Thread safety: none; one thread adds.
+    """
+
+    def __init__(self) -> None:
+        self._choices: dict[int, _ChoiceParts] = {}
+        self._like = CompletionChunk()
+        self._usage: UsageInfo | None = None
+        self._latency = 0.0
+
+    def add(self, chunk: CompletionChunk) -> None:
+        """Take in one chunk, of any kind."""
+        if not self._like.id and chunk.id:
+            self._like = chunk
+        self._usage = chunk.usage or self._usage
+        self._latency += chunk.chunk_latency
+        for choice in chunk.choices:
+            self._choices.setdefault(choice.index, _ChoiceParts()).add(choice)
+
+    def response(self) -> ChatCompletionResponse:
+        """Return the answer as far as it has come."""
+        return ChatCompletionResponse(
+            choices=[parts.choice(index) for index, parts in sorted(self._choices.items())],
+            id=self._like.id,
+            created=self._like.created,
+            model=self._like.model,
+            usage=self._usage,
+            latency=self._latency,
+        )
+
+
+class _ChoiceParts:
+    """What has come for one of the answers."""
+
+    def __init__(self) -> None:
+        self._content: list[ContentChunk | str] = []
+        self._reasoning: dict[str, list[str]] = {}
+        self._calls = _CallParts()
+        self._finish_reason: str | None = None
+
+    def add(self, choice: StreamChoice) -> None:
+        delta = choice.delta
+        if isinstance(delta.content, str):
+            self._content.append(delta.content)
+        elif delta.content:
+            self._content.extend(delta.content)
+        for key in REASONING_KEYS:
+            if isinstance(piece := delta.raw.get(key), str) and piece:
+                self._reasoning.setdefault(key, []).append(piece)
+        self._calls.add(delta)
+        self._finish_reason = choice.finish_reason or self._finish_reason
+
+    def choice(self, index: int) -> Choice:
+        # A server in the middle of its change of names sends the thoughts under both: they are said once.
+        key = next((key for key in REASONING_KEYS if key in self._reasoning), None)
+        message = AssistantMessage(
+            content=_joined(self._content),
+            tool_calls=self._calls.calls() or None,
+            extra={key: "".join(self._reasoning[key])} if key else {},
+        )
+        return Choice(index, message, self._finish_reason)
+
+
+def _joined(parts: list[ContentChunk | str]) -> str | list[ContentChunk] | None:
+    """Return the content: one text, or chunks with neighbours of the same kind joined; None where nothing came."""
+    if all(isinstance(part, str) for part in parts):
+        return "".join(parts) if any(parts) else None  # type: ignore[arg-type]  # all are str
+    runs: list[tuple[type, list[Any]]] = []
+    for part in parts:
+        part = TextChunk(part) if isinstance(part, str) else part
+        if runs and runs[-1][0] is type(part) and isinstance(part, (TextChunk, ThinkChunk)):
+            runs[-1][1].append(part)
+        else:
+            runs.append((type(part), [part]))
+    return [_merged(run) for _, run in runs]
+
+
+def _merged(run: list[Any]) -> ContentChunk:
+    """Return the chunks of a run as one."""
+    first = run[0]
+    if isinstance(first, TextChunk):
+        return TextChunk("".join(part.text for part in run), extra=first.extra)
+    if isinstance(first, ThinkChunk):
+        thinking = _joined([step for part in run for step in part.thinking])
+        return ThinkChunk(thinking or [], closed=run[-1].closed, extra=first.extra)
+    return first  # type: ignore[no-any-return]  # other kinds stand alone
+
+
+class _CallParts:
+    """The tool calls of one answer, put together from fragments.
+
+    Servers differ: the id comes once, in every fragment, as ``"null"``, or never; so does the index; parallel calls
+    may share one. `_target` holds the rules.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        self._by_index: dict[int, _Call] = {}
+        self._by_id: dict[str, _Call] = {}
+
+    def add(self, delta: DeltaMessage) -> None:
+        for fragment in delta.tool_calls:
+            self._target(fragment).add(fragment)
+
+    def calls(self) -> list[ToolCall]:
+        return [call.whole() for call in self._calls]
+
+    def _target(self, fragment: ToolCall) -> _Call:
+        """Return the call that a fragment belongs to: a new one if it begins one."""
+        known = self._by_id.get(_id_of(fragment))
+        if known is None and fragment.index is not None:
+            known = self._by_index.get(fragment.index)
+        elif known is None and self._calls:
+            known = self._calls[-1]
+        if known is None or known.is_over_with(fragment):
+            known = _Call()
+            self._calls.append(known)
+        if _id_of(fragment):
+            self._by_id[_id_of(fragment)] = known
+        if fragment.index is not None:
+            self._by_index[fragment.index] = known
+        return known
+
+
+class _Call:
+    """One tool call as far as it has come."""
+
+    def __init__(self) -> None:
+        self._id = ""
+        self._type: str | None = None
+        self._index: int | None = None
+        self._name = ""
+        self._arguments: list[str] = []
+        self._extra: dict[str, Any] = {}
+
+    def is_over_with(self, fragment: ToolCall) -> bool:
+        """Return whether ``fragment`` begins another call, though its id or index points here.
+
+        A new id with a name begins one (Ollama's parallel calls share index 0). Without an id, a name does, once the
+        arguments here are whole or belong to another name.
+        """
+        name, new_id = fragment.function.name, _id_of(fragment)
+        if not name:
+            return False
+        if new_id and self._id:
+            return new_id != self._id
+        if not self._arguments:
+            return False
+        return name != self._name or self._is_whole(fragment)
+
+    def _is_whole(self, fragment: ToolCall) -> bool:
+        """Return whether the arguments are one JSON object and the fragment begins a next one.
+
+        The first and last characters are looked at first, so that a name repeated in every fragment costs nothing.
+        """
+        piece = fragment.function.arguments
+        begins = isinstance(piece, Mapping) or piece.lstrip().startswith("{")
+        if not begins or not self._arguments[-1].rstrip().endswith("}"):
+            return False
+        try:
+            json.loads("".join(self._arguments))
+        except ValueError:
+            return False
+        return True
+
+    def add(self, fragment: ToolCall) -> None:
+        self._id = self._id or _id_of(fragment)
+        self._type = self._type or fragment.type
+        self._index = fragment.index if self._index is None else self._index
+        name, piece = fragment.function.name, fragment.function.arguments
+        if name and name != self._name:
+            self._name += name  # a server may send the name in pieces
+        if isinstance(piece, Mapping):
+            piece = json.dumps(piece, ensure_ascii=False)
+        if piece:
+            self._arguments.append(piece)
+        self._extra.update(fragment.extra)
+
+    def whole(self) -> ToolCall:
+        function = FunctionCall(self._name, "".join(self._arguments))
+        return ToolCall(self._id or None, function, self._index, self._type or "function")
+
+
+def _id_of(fragment: ToolCall) -> str:
+    """Return a fragment's id; "" for the ways in which servers say that there is none."""
+    return "" if fragment.id in (None, "null", "None") else fragment.id or ""

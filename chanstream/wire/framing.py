@@ -1,0 +1,156 @@
+"""From bytes to server-sent events, exact to the standard.
+
+The standard is https://html.spec.whatwg.org/multipage/server-sent-events.html, section 9.2.6. The strategy: turn
+every line ending into LF as the bytes come (CRLF may be split between two reads), so that an event ends where two LF
+meet; then hand the event's lines to sseclient-py, which knows the fields. What the standard says and sseclient-py does
+not do, one BOM at the start, ids that persist, bad ids and retries, bad UTF-8, half an event at the end, is done here.
+
+Work is linear in the bytes, whatever the split: a search resumes where the last one stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import attrs
+from sseclient import SSEClient
+
+_BOM = b"\xef\xbb\xbf"
+
+
+@attrs.frozen
+class ServerSentEvent:
+    """An event of a stream.
+
+    Attributes:
+        event: Its type; ``"message"`` where the server names none.
+        data: Its data lines, joined by LF.
+        id: The last event id, which persists from event to event; "" before the first.
+        retry: Milliseconds to wait before reconnecting, where this event's own lines say so.
+    """
+
+    event: str = "message"
+    data: str = ""
+    id: str = ""
+    retry: int | None = None
+
+
+class Framing:
+    """Cuts a stream of bytes into the blocks of lines that make an event each."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()  # the lines of the unfinished event, line endings already LF
+        self._at_start = True
+        self._after_cr = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the blocks that ``data`` completes, without the blank lines that end them."""
+        if self._at_start:
+            data = self._without_bom(data)
+        if self._after_cr or b"\r" in data:
+            data = self._with_lf(data)
+        rest = self._rest
+        if rest:
+            seen = len(rest) - 1  # the first LF of a pair may be the last byte that we have
+            rest += data
+            if rest.find(b"\n\n", seen) < 0:
+                return []
+            data = bytes(rest)
+            rest.clear()
+        *blocks, tail = data.split(b"\n\n")
+        rest += tail
+        return blocks
+
+    @property
+    def rest(self) -> bytes:
+        """The lines of the event that is not finished."""
+        return bytes(self._rest)
+
+    @property
+    def rest_size(self) -> int:
+        """How many bytes of an unfinished event are held."""
+        return len(self._rest)
+
+    def _without_bom(self, data: bytes) -> bytes:
+        """Return ``data`` without the BOM that may open the stream ("one leading BOM, if any, is ignored")."""
+        data = bytes(self._rest) + data
+        self._rest.clear()
+        if len(data) < len(_BOM) and _BOM.startswith(data):
+            self._rest += data
+            return b""
+        self._at_start = False
+        return data.removeprefix(_BOM)
+
+    def _with_lf(self, data: bytes) -> bytes:
+        """Return ``data`` with LF for CRLF and CR.
+
+        A CR at the end counts as a line ending at once, so that an event is not held back; the LF that may follow it
+        in the next read is dropped then.
+        """
+        if self._after_cr:
+            if not data:
+                return data
+            data = data.removeprefix(b"\n")
+        self._after_cr = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+class EventParser:
+    """Reads the fields of blocks; keeps the last event id, which persists."""
+
+    def __init__(self) -> None:
+        self.last_id = ""
+
+    def parse(self, block: bytes) -> ServerSentEvent | None:
+        """Return the event of a block; None where the standard dispatches none."""
+        text = block.decode("utf-8", "replace").encode()  # the standard's decoder replaces what is no UTF-8
+        # sseclient-py drops a block without data, and its id and retry with it. One more (empty) data line makes
+        # it hand on every block, and is cut off again: data then ends with LF iff the block has data of its own.
+        for event in SSEClient([_lines_that_count(text) + b"\ndata\n\n"]).events():
+            if event.id is not None:
+                self.last_id = event.id
+            if event.data:
+                retry = None if event.retry is None else int(event.retry)
+                return ServerSentEvent(event.event, event.data[:-1], self.last_id, retry)
+        return None
+
+
+def _lines_that_count(block: bytes) -> bytes:
+    """Return the block without the lines that the standard ignores and sseclient-py does not.
+
+    "If the field value does not contain U+0000 NULL, then set the last event ID buffer": else the line has no effect.
+    "If the field value consists of only ASCII digits": likewise, for ``retry``.
+    """
+    if b"\0" not in block and b"retry" not in block:
+        return block
+    return b"\n".join(line for line in block.split(b"\n") if _counts(line))
+
+
+def _counts(line: bytes) -> bool:
+    name, _, value = line.partition(b":")
+    if name == b"id":
+        return b"\0" not in value
+    if name == b"retry":
+        return value.removeprefix(b" ").isdigit() and len(value) < _MOST_DIGITS
+    return True
+
+
+_MOST_DIGITS = 20
+"""A longer number of milliseconds outlives the universe, and Python refuses to read very long ones."""
+
+
+def decode_events(chunks: Iterable[bytes]) -> Iterator[ServerSentEvent]:
+    """Return an iterator over the events of a byte stream, exact to the WHATWG text.
+
+    Args:
+        chunks: The stream's bytes, split anywhere.
+
+    Each event is handed on as soon as the blank line that ends it is there; an unfinished one at the end is discarded,
+    as the standard has it.
+    """
+    framing, parser = Framing(), EventParser()
+    for chunk in chunks:
+        for block in framing.feed(chunk):
+            event = parser.parse(block)
+            if event is not None:
+                yield event
