@@ -77,11 +77,12 @@ _HOMES = {
     "client": "Client",
     "context": "Context Timeout",
     "dialects": "Dialect",
-    "errors": "APIConnectionError APIError APIStatusError APITimeoutError AuthenticationError BadRequestError CacheError"
-    " ChannelClosedError ChanstreamError ConflictError EventTooLargeError InternalServerError NotFoundError"
+    "errors": "APIConnectionError APIError APIStatusError APITimeoutError AuthenticationError BadRequestError"
+    " CacheError ChannelClosedError ChanstreamError ConflictError EventTooLargeError InternalServerError NotFoundError"
     " PermissionDeniedError RateLimitError StreamAPIError StreamCancelledError StreamDecodeError StreamError"
     " StreamInterruptedError StreamTruncatedError UnprocessableEntityError",
-    "models.chat": "ChatCompletionRequest ChatCompletionResponse Choice FinishReason JSONSchema ResponseFormat UsageInfo",
+    "models.chat": "ChatCompletionRequest ChatCompletionResponse Choice FinishReason JSONSchema ResponseFormat"
+    " UsageInfo",
     "models.chunk": "CompletionChunk DeltaMessage StreamChoice",
     "models.content": "AudioChunk DocumentURLChunk FileChunk ImageURLChunk ReferenceChunk TextChunk ThinkChunk"
     " UnknownChunk",

@@ -140,7 +140,7 @@ class Client:
             require_finish_reason=self._require_finish_reason,
         )
         pipe: Pipe[CompletionChunk] = Pipe(capacity)
-        threaded.start(answer.source, machine, pipe, call.context, call.timeout, answer.asked_at)
+        threaded.start(call, answer, machine, pipe)
         return CompletionStream(pipe, call.context, answer.head, mode)
 
     def chat_completion(
@@ -188,9 +188,7 @@ class Client:
         if clocks.total is not None:
             own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
         accept = "text/event-stream" if stream else "application/json"
-        return Call(
-            method="POST", path=_CHAT, body=body, accept=accept, context=own, timeout=clocks, retry=self._retry
-        )
+        return Call(method="POST", path=_CHAT, body=body, accept=accept, context=own, timeout=clocks, retry=self._retry)
 
     def __enter__(self) -> Client:
         return self
@@ -247,11 +245,10 @@ def _base_url(value: str) -> str:
     _typed("base_url", value, str)
     try:
         parts = urlsplit(value.strip())
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError  # noqa: TRY301 - told below, as a port that is no number is
     except ValueError:
-        sound = False
-    if not sound:
-        raise ValueError(f"base_url: expected an http or https URL, got {value!r}")
+        raise ValueError(f"base_url: expected an http or https URL, got {value!r}") from None
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError("base_url: expected a URL without user, query and fragment")  # not shown: it may hold a secret
     path = parts.path.rstrip("/") or "/v1"

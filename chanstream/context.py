@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -27,16 +27,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger("chanstream")
 
 
-def _seconds(value: float | None, field: attrs.Attribute[float | None] | str) -> float | None:
-    """Return ``value`` if it is a usable number of seconds; the error names the field."""
-    name = field if isinstance(field, str) else field.name
-    if value is None:
-        return None
+def _check_seconds(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a usable number of seconds; the error names the field."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number of seconds, got {value!r}")
     if not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected more than 0 seconds, and None for no limit; got {value!r}")
-    return float(value)
+
+
+def _seconds_or_none(_: object, field: Any, value: float | None) -> None:
+    if value is not None:
+        _check_seconds(field.name, value)
 
 
 @attrs.frozen(kw_only=True)
@@ -52,15 +53,18 @@ class Timeout:
         total: For everything, retries and waits included.
     """
 
-    connect: float | None = attrs.field(default=10.0, converter=attrs.Converter(_seconds, takes_field=True))
-    first_chunk: float | None = attrs.field(default=300.0, converter=attrs.Converter(_seconds, takes_field=True))
-    idle: float | None = attrs.field(default=60.0, converter=attrs.Converter(_seconds, takes_field=True))
-    total: float | None = attrs.field(default=None, converter=attrs.Converter(_seconds, takes_field=True))
+    connect: float | None = attrs.field(default=10.0, validator=_seconds_or_none)
+    first_chunk: float | None = attrs.field(default=300.0, validator=_seconds_or_none)
+    idle: float | None = attrs.field(default=60.0, validator=_seconds_or_none)
+    total: float | None = attrs.field(default=None, validator=_seconds_or_none)
 
     @classmethod
     def of(cls, value: Timeout | float) -> Timeout:
         """Return ``value`` as a `Timeout`; a bare number is the total, in seconds."""
-        return value if isinstance(value, Timeout) else cls(total=_seconds(value, "timeout"))
+        if isinstance(value, Timeout):
+            return value
+        _check_seconds("timeout", value)
+        return cls(total=value)
 
 
 class Context:
@@ -79,12 +83,12 @@ class Context:
         self._lock = threading.RLock()
         self._done = threading.Event()
         self._error: ChanstreamError | None = None
-        self._callbacks: dict[object, Callable[[ChanstreamError], None]] = {}
+        self._callbacks: dict[object, Callable[[ChanstreamError], object]] = {}
         self._parent: tuple[Context, object] | None = None
         self._timer: timers.Timer | None = None
         self.deadline: float | None = None
         if timeout is not None:
-            _seconds(timeout, "timeout")
+            _check_seconds("timeout", timeout)
             self.expire_in(timeout, APITimeoutError(clock="context", seconds=timeout))
 
     def with_cancel(self) -> Context:
@@ -116,8 +120,7 @@ class Context:
         for callback in callbacks:
             try:
                 callback(self._error)
-            except Exception:
-                # The others still have to hear of it: a socket left open is worse than a line in the log.
+            except Exception:  # noqa: BLE001 - the others still have to hear of it, or a socket stays open
                 _log.exception("a callback of a cancelled context failed")
 
     def done(self) -> bool:
@@ -142,7 +145,7 @@ class Context:
         """Return the seconds until the deadline, not below 0; None where there is none."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
-    def on_done(self, callback: Callable[[ChanstreamError], None]) -> Callable[[], None]:
+    def on_done(self, callback: Callable[[ChanstreamError], object]) -> Callable[[], None]:
         """Call ``callback`` with the error once the context is done: at once, if it already is.
 
         Returns:
@@ -193,7 +196,7 @@ class Context:
             parent, self._parent = self._parent, None
             timer, self._timer = self._timer, None
         if parent is not None:
-            parent[0]._forget(parent[1])
+            parent[0]._forget(parent[1])  # noqa: SLF001 - of the same class
         if timer is not None:
             timer.stop()
 

@@ -113,7 +113,7 @@ class APIStatusError(APIError):
     @classmethod
     def from_status(cls, status_code: int, body: Any, **more: Any) -> APIError:
         """Return the error of the class that belongs to ``status_code``."""
-        fallback = InternalServerError if status_code >= 500 else APIStatusError  # noqa: PLR2004 - HTTP's server errors
+        fallback = InternalServerError if status_code >= 500 else APIStatusError
         return _BY_STATUS.get(status_code, fallback).from_body(body, status_code=status_code, **more)
 
     @property

@@ -103,7 +103,7 @@ class CompletionStream(Channel[CompletionChunk]):
             raise _with_partial(last.error, answer)
         return answer.response()
 
-    def close(self, error: BaseException | None = None) -> None:
+    def close(self, error: BaseException | None = None) -> None:  # noqa: ARG002 - a channel's close has it
         """Cancel what is still to come, drop what was not taken, and free the socket and every blocked thread.
 
         Does nothing on a stream that has ended. Does not wait for the server.

@@ -86,7 +86,7 @@ class _Timers:
         while (due := self._next_due()) is not None:
             try:
                 again = due.callback()
-            except Exception:
+            except Exception:  # noqa: BLE001 - one bad callback must not stop all others
                 _log.exception("a deadline's callback failed")
                 again = None
             if again is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,7 +24,7 @@ async def next_item(channel: Channel[T], pipe: Pipe[T]) -> T:
         except Empty:
             pass
         readable = loop.create_future()
-        forget = pipe.add_waiter(lambda: _wake(loop, readable))
+        forget = pipe.add_waiter(partial(_wake, loop, readable))
         try:
             if not pipe.readable():  # what came before the waiter was there would wake nobody
                 await readable
@@ -31,10 +33,8 @@ async def next_item(channel: Channel[T], pipe: Pipe[T]) -> T:
 
 
 def _wake(loop: asyncio.AbstractEventLoop, readable: asyncio.Future[None]) -> None:
-    try:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
         loop.call_soon_threadsafe(_set, readable)
-    except RuntimeError:
-        pass  # the loop is closed: nobody waits any more
 
 
 def _set(readable: asyncio.Future[None]) -> None:

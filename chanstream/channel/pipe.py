@@ -98,8 +98,8 @@ class Pipe(Generic[T]):
         """Put items in as far as there is room; never blocks.
 
         Returns:
-            What had no room, which goes in by itself as items are taken: truthy until the last has gone in. Give it to
-            `wait_for_room` before offering more.
+            What had no room, which goes in by itself as items are taken: truthy until the last has gone in. Give it
+            to `wait_for_room` before offering more.
 
         Raises:
             ChannelClosedError: The pipe is closed.
@@ -127,9 +127,9 @@ class Pipe(Generic[T]):
                 raise Full
 
     def end(self, items: Iterable[T]) -> None:
-        """Put the last items in (one at least), beyond the capacity if need be, after all that is offered; refuse all further ones.
+        """Put the last items in (one at least), after all that is offered, and let no more in.
 
-        Never blocks. Does nothing on a pipe that has ended or is closed, so that of several ends only the first counts.
+        They go in beyond the capacity if need be: this never blocks. Does nothing on a pipe that has ended or is closed, so that of several ends only the first counts.
         """
         with self.lock:
             if self.ended or self.closed:
@@ -231,7 +231,8 @@ class Pipe(Generic[T]):
         """Move offered items in, in order, as far as there is room."""
         while self._offers:
             offer = self._offers[0]
-            room = len(offer) if beyond or self.maxsize <= 0 else min(len(offer), self.maxsize - len(self.items))
+            free = len(offer) if beyond or self.maxsize <= 0 else self.maxsize - len(self.items)
+            room = min(len(offer), free)
             if room > 0:
                 self.items.extend(offer.popleft() for _ in range(room))
                 self._put += room

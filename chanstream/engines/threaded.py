@@ -20,10 +20,9 @@ from collections import deque
 
 from .. import timers
 from ..channel import Pipe
-from ..context import Context, Timeout
 from ..errors import APITimeoutError, ChannelClosedError, ChanstreamError, StreamError
 from ..models.chunk import CompletionChunk
-from ..transport.source import Source
+from ..transport.session import Answer, Call
 from ..wire.machine import StreamMachine
 
 DRAIN_BYTES = 64 * 1024
@@ -37,57 +36,41 @@ ends this much after the last chunk."""
 _log = logging.getLogger("chanstream")
 
 
-def start(
-    source: Source,
-    machine: StreamMachine,
-    pipe: Pipe[CompletionChunk],
-    context: Context,
-    timeout: Timeout,
-    asked_at: float,
-) -> None:
+def start(call: Call, answer: Answer, machine: StreamMachine, pipe: Pipe[CompletionChunk]) -> None:
     """Start to move an answer into ``pipe``; return at once.
 
     Args:
-        source: The answer's body.
+        call: Whose context ends the stream when it is done, and is released when the stream has ended; and whose
+            ``first_chunk`` and ``idle`` clocks are kept here.
+        answer: The body to read, and when it was asked for.
         machine: Makes the chunks of it.
         pipe: Where the chunks go; it is closed after the chunk that ends the stream.
-        context: Ends the stream when it is done, and is released when the stream has ended.
-        timeout: The clocks; ``first_chunk`` and ``idle`` are kept here.
-        asked_at: When ``first_chunk`` began to run.
     """
-    producer = _Producer(source, machine, pipe, context, timeout, asked_at)
+    producer = _Producer(call, answer, machine, pipe)
     thread = threading.Thread(target=producer.run, name="chanstream-producer", daemon=True)
     try:
         thread.start()
     except BaseException:  # no more threads, or Ctrl-C
-        source.close()
-        context.release()
+        answer.source.close()
+        call.context.release()
         raise
 
 
 class _Producer:
     """One stream on its way from source to pipe."""
 
-    def __init__(
-        self,
-        source: Source,
-        machine: StreamMachine,
-        pipe: Pipe[CompletionChunk],
-        context: Context,
-        timeout: Timeout,
-        asked_at: float,
-    ) -> None:
-        self._source = source
+    def __init__(self, call: Call, answer: Answer, machine: StreamMachine, pipe: Pipe[CompletionChunk]) -> None:
+        self._source = answer.source
         self._machine = machine
         self._pipe = pipe
-        self._context = context
-        self._timeout = timeout
-        self._asked_at = asked_at
+        self._context = call.context
+        self._timeout = call.timeout
+        self._asked_at = answer.asked_at
         self._lock = threading.RLock()
         self._timer: timers.Timer | None = None
         self._timer_due = float("inf")
         self._waiting_for_room = False
-        self._resumed_at = asked_at
+        self._resumed_at = answer.asked_at
         self._ended_at: float | None = None
 
     def run(self) -> None:
@@ -96,7 +79,7 @@ class _Producer:
         try:
             self._arm()
             self._pump()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer must not wait for ever
             _log.exception("the producer of a stream failed")
             self._cancel(StreamError(f"chanstream failed: {error!r}"))
         finally:

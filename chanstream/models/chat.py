@@ -211,5 +211,3 @@ class ChatCompletionResponse(Model):
     def assistant_message(self) -> AssistantMessage | None:
         """Return the first choice's message, to be appended to the conversation; None where there is no choice."""
         return self.choices[0].message if self.choices else None
-
-

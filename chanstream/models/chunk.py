@@ -90,7 +90,11 @@ class StreamChoice:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the choice's JSON object, as it came."""
-        return dict(self.raw) or {"index": self.index, "delta": self.delta.to_dict(), "finish_reason": self.finish_reason}
+        return dict(self.raw) or {
+            "index": self.index,
+            "delta": self.delta.to_dict(),
+            "finish_reason": self.finish_reason,
+        }
 
 
 @attrs.define

@@ -17,6 +17,7 @@ import attrs
 
 Loads = Callable[[bytes], Any]
 _M = TypeVar("_M", bound="Model")
+_V = TypeVar("_V")
 
 
 def extra_field() -> Any:
@@ -115,7 +116,7 @@ class Model:
         for name in _required(cls):
             if name not in values:
                 raise ValueError(f"{name}: missing")
-        return cls(**values, extra=extra)
+        return cls(**values, extra=extra)  # type: ignore[call-arg]  # every model has it
 
 
 def plain(value: Any) -> Any:
@@ -142,27 +143,32 @@ def each(load: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     return load_all
 
 
-def _fields(cls: type) -> Iterable[Any]:
+def _per_class(function: Callable[[Any], _V]) -> Callable[[Any], _V]:
+    """Return ``function``, computed once for each class."""
+    return cache(function)
+
+
+def _fields(cls: Any) -> Iterable[Any]:
     return (f for f in attrs.fields(cls) if f.name != "extra" and f.metadata.get("wire", True))
 
 
-@cache
-def _names(cls: type) -> tuple[str, ...]:
+@_per_class
+def _names(cls: Any) -> tuple[str, ...]:
     return tuple(field.name for field in _fields(cls))
 
 
-@cache
-def _loaders(cls: type) -> dict[str, Callable[[Any], Any] | None]:
+@_per_class
+def _loaders(cls: Any) -> dict[str, Callable[[Any], Any] | None]:
     return {field.name: field.metadata.get("load") for field in _fields(cls)}
 
 
-@cache
-def _constants(cls: type) -> dict[str, Any]:
+@_per_class
+def _constants(cls: Any) -> dict[str, Any]:
     return {field.name: field.default for field in _fields(cls) if not field.init}
 
 
-@cache
-def _required(cls: type) -> tuple[str, ...]:
+@_per_class
+def _required(cls: Any) -> tuple[str, ...]:
     return tuple(field.name for field in _fields(cls) if field.init and field.default is attrs.NOTHING)
 
 

@@ -78,11 +78,15 @@ class UnknownChunk(Model):
     extra: Mapping[str, Any] = extra_field()
 
 
+def _thoughts(value: Any) -> list[ContentChunk]:
+    return chunks_from(value)  # which is defined below, because it has to know the class below this
+
+
 @attrs.frozen
 class ThinkChunk(Model):
     """What the model thought before it answered: text and reference chunks."""
 
-    thinking: Sequence[ContentChunk] = loaded(lambda value: chunks_from(value), converter=lambda value: chunks_from(value))
+    thinking: Sequence[ContentChunk] = loaded(_thoughts, converter=_thoughts)
     closed: bool | None = None
     type: str = constant("thinking")
     extra: Mapping[str, Any] = extra_field()

@@ -58,6 +58,10 @@ def tool_from(value: Any) -> Tool:
 tools_from = each(tool_from)
 
 
+def _chosen(value: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"name": _named(value)} if isinstance(value, str) else value
+
+
 @attrs.frozen
 class ToolChoice(Model):
     """Which tool the model has to call: the function of this name.
@@ -65,9 +69,7 @@ class ToolChoice(Model):
     The modes are plain texts: ``"auto"``, ``"none"``, ``"any"`` (Mistral), ``"required"`` (OpenAI, Groq).
     """
 
-    function: Mapping[str, Any] = attrs.field(
-        converter=lambda value: {"name": _named(value)} if isinstance(value, str) else value, validator=of_type(Mapping)
-    )
+    function: Mapping[str, Any] = attrs.field(converter=_chosen, validator=of_type(Mapping))
     type: str = attrs.field(default="function", validator=_text)
     extra: Mapping[str, Any] = extra_field()
 

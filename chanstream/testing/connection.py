@@ -58,8 +58,9 @@ class Connection(asyncio.Protocol):
     # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Takes the transport; each small write goes out on its own, since asyncio sets TCP_NODELAY."""
+        """Takes the transport, and has each write go out at once."""
         self._transport = cast(asyncio.Transport, transport)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does not, for an accepted socket
         self._transport.set_write_buffer_limits(high=0)  # writable means that the kernel has taken everything
         self._reader = http11.RequestReader(self._host.opened(self))
 
@@ -93,12 +94,17 @@ class Connection(asyncio.Protocol):
 
     # The rest is ours.
 
+    @property
+    def _socket(self) -> socket.socket:
+        return cast(socket.socket, self._transport.get_extra_info("socket"))
+
     def _decrypted(self, tls: TLS, data: bytes) -> bytes:
         try:
             plain = tls.receive(data)
         finally:
             self._transport.write(tls.to_send())  # the handshake, or the alert that tells the client what is wrong
         if tls.peer_left:
+            self._transport.write(tls.close())
             self.abort()
         return plain
 
@@ -135,7 +141,7 @@ class Connection(asyncio.Protocol):
 
     def _end(self, fate: Fate) -> None:
         if fate is Fate.RESET:
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             self._transport.abort()
             return
         if fate is Fate.CLOSE and self._tls is not None:

@@ -5,7 +5,6 @@ Pure functions: a reply and a request in, bytes out.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,7 +49,8 @@ def content_of(reply: Reply, request: RecordedRequest, serial: int) -> Content:
         serial: Makes the answer's id differ from the others'.
     """
     if reply.body is not None:
-        return Content(JSON if _is_json(reply.body) else EVENT_STREAM, pieces(reply.body, reply.split))
+        looks_like_json = reply.body.lstrip()[:1] in (b"{", b"[")
+        return Content(JSON if looks_like_json else EVENT_STREAM, pieces(reply.body, reply.split))
     if reply.chunks is not None:
         return Content(EVENT_STREAM, (event(chunk, reply.newline) for chunk in reply.chunks))
     completion = _Completion(reply, request, serial)
@@ -65,9 +65,9 @@ def pieces(data: bytes, size: int | None) -> list[bytes]:
     return [data[start : start + step] for start in range(0, len(data), step)]
 
 
-def tokens(text: Text) -> list[str]:
-    """Returns the tokens of a text, word-like if it is a str; joined, they give it back."""
-    return _TOKEN.findall(text) if isinstance(text, str) else list(text)
+def tokens(text: Text) -> Iterator[str]:
+    """Yields the tokens of a text, word-like if it is a str; joined, they give it back."""
+    return (match[0] for match in _TOKEN.finditer(text)) if isinstance(text, str) else iter(text)
 
 
 def event(chunk: Mapping[str, Any] | str | bytes, newline: str) -> bytes:
@@ -83,18 +83,10 @@ def _data(line: Mapping[str, Any] | str) -> bytes:
     return line.encode() if isinstance(line, str) else encode_json(dict(line))
 
 
-def _is_json(body: bytes) -> bool:
-    try:
-        json.loads(body)
-    except ValueError:
-        return False
-    return True
-
-
 def _prompt_tokens(request: RecordedRequest) -> int:
     """Counts the words of all texts in the messages, whatever shape they have: only tests rely on the number."""
     messages = request.json.get("messages") if isinstance(request.json, dict) else None
-    return sum(len(tokens(text)) for text in _texts(messages))
+    return sum(1 for text in _texts(messages) for _ in tokens(text))
 
 
 def _texts(node: object) -> Iterator[str]:
@@ -126,17 +118,19 @@ class _Completion:
     def whole(self) -> dict[str, Any]:
         """Returns the JSON object that says the same."""
         choice = {"index": 0, "message": self._message(), "finish_reason": self._reply.finish_reason}
-        return {**self._envelope("chat.completion"), "choices": [choice], **self._usage()}
+        return {**self._envelope("chat.completion"), "choices": [choice], **self._usage(sum(1 for _ in self._deltas()))}
 
     def _envelope(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._reply.model}
 
     def _chunks(self) -> Iterator[dict[str, Any]]:
         role = {"role": "assistant"}
+        count = 0
         for delta in self._deltas():
             yield {"choices": [_choice({**role, **delta})]}
             role = {}
-        usage = self._usage()
+            count += 1
+        usage = self._usage(count)
         if self._reply.finish_reason is not None:
             finish = _choice({**role, "content": ""}, self._reply.finish_reason)
             yield {"choices": [finish], **({} if self._reply.usage_chunk else usage)}
@@ -159,12 +153,12 @@ class _Completion:
             message["tool_calls"] = [dict(call) for call in self._reply.tool_calls]
         return message
 
-    def _usage(self) -> dict[str, Any]:
+    def _usage(self, completion: int) -> dict[str, Any]:
         if isinstance(self._reply.usage, Mapping):
             return {"usage": dict(self._reply.usage)}
         if not self._reply.usage:
             return {}
-        prompt, completion = _prompt_tokens(self._request), sum(1 for _ in self._deltas())
+        prompt = _prompt_tokens(self._request)
         counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
         return {"usage": counts}
 

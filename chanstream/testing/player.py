@@ -14,6 +14,9 @@ from enum import Enum, auto
 from .reply import Reply
 from .response import Response
 
+# A huge write would hold up all other connections: at most so much is copied, encrypted and sent at a time.
+_BLOCK_BYTES = 256 * 1024
+
 Write = Callable[[bytes], Awaitable[None]]
 
 
@@ -47,7 +50,7 @@ class Player:
         """Sends everything, with all waits, and returns what is to become of the connection."""
         await self._pause(self._reply.head_delay, pings=math.inf)
         if self._response.verbatim:
-            await self._send(self._response.head)  # with the body's first bytes, if no wait parts them
+            await self._fill(self._response.head)  # goes out with the body's first bytes, if no wait parts them
         else:
             await self._write(self._response.head)
         await self._send_events()
@@ -101,13 +104,21 @@ class Player:
         return data
 
     async def _send(self, data: bytes) -> None:
-        """Sends as many whole pieces as there are; what is left waits for more."""
-        self._pending += data
-        size = self._reply.split or len(self._pending)
-        while self._pending and len(self._pending) >= size:
-            piece = bytes(self._pending[:size])
-            del self._pending[:size]
-            await self._write(self._response.frame(piece))
+        """Sends `data`; if the script splits, the rest that makes no whole piece waits for more."""
+        await self._fill(data)
+        if self._reply.split is None:
+            await self._flush()
+
+    async def _fill(self, data: bytes) -> None:
+        """Sends all whole pieces and keeps the rest."""
+        size = self._reply.split or _BLOCK_BYTES
+        left = memoryview(data)
+        while left:
+            taken = left[: size - len(self._pending)]
+            left = left[len(taken) :]
+            self._pending += taken
+            if len(self._pending) == size:
+                await self._flush()
 
     async def _flush(self) -> None:
         if self._pending:

@@ -124,10 +124,11 @@ def _promised(reply: Reply, events: list[bytes], tail: bytes) -> int:
     """Returns the length to announce: what will be sent, or more than that where the framing is to stay unfinished."""
     total = sum(map(len, events)) + len(tail)
     stalls = reply.stall_after is not None and reply.stall_after <= len(events)
-    stall_at = sum(map(len, events[: reply.stall_after])) if stalls else total + 1
-    cut_at = total if reply.cut_at is None else min(total, reply.cut_at)
-    finished = reply.end == "clean" and cut_at <= stall_at
-    return cut_at if finished else max(total, min(cut_at, stall_at) + 1)
+    stall_at = sum(map(len, events[: reply.stall_after])) if stalls else math.inf
+    cut_at = math.inf if reply.cut_at is None else reply.cut_at
+    sent = int(min(total, stall_at, cut_at))
+    finished = reply.end == "clean" and cut_at <= stall_at  # both endless: neither cut nor stalled
+    return sent if finished else max(total, sent + 1)
 
 
 def _replaced(own: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:

@@ -71,15 +71,35 @@ class Exchange:
 
 
 class _Cuttable:
-    """What both kinds of connections have in addition. ``_guard`` guards the exchange and whether it was cut."""
+    """What both kinds of connections have in addition.
 
-    sock: Any
+    ``_guard`` guards the exchange, whether it was cut, and the handles of the socket.
+    """
+
+    _is_tls = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self._guard = threading.RLock()
         self._exchange: Exchange | None = None
         self._is_cut = False
+        self._sock: Any = None
+        self._line: socket.socket | None = None
+        super().__init__(*args, **kwargs)
+
+    @property
+    def sock(self) -> Any:
+        """The socket, as http.client and urllib3 keep it here."""
+        return self._sock
+
+    @sock.setter
+    def sock(self, sock: Any) -> None:
+        """Keep a second handle of a plain socket: TLS empties the first for as long as the handshake takes."""
+        line = sock.dup() if self._is_tls and type(sock) is socket.socket else None
+        with self._guard:
+            self._sock, old = sock, self._line
+            self._line = line
+        if old is not None:
+            old.close()
 
     def connect(self) -> None:
         self._serve()
@@ -92,15 +112,12 @@ class _Cuttable:
         self._serve()
         super().request(*args, **kwargs)  # type: ignore[misc]  # as above
 
-    def close(self) -> None:
-        super().close()  # type: ignore[misc]  # as above
-
     def cut(self, exchange: Exchange) -> None:
         """Shut the socket down, if the connection still serves this exchange."""
         with self._guard:
             if self._exchange is exchange and not self._is_cut:
                 self._is_cut = True
-                _shut_down(self.sock)
+                _shut_down(self._sock if self._line is None else self._line)
 
     def _serve(self) -> None:
         exchange = _current.exchange
@@ -128,7 +145,7 @@ class _HTTPConnection(_Cuttable, HTTPConnection):
 
 
 class _HTTPSConnection(_Cuttable, HTTPSConnection):
-    pass
+    _is_tls = True
 
 
 class _HTTPPool(HTTPConnectionPool):

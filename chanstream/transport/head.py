@@ -72,7 +72,7 @@ class ResponseHead:
 
 
 def _count(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None  # noqa: PLR2004 - 64 bits
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None  # 64 bits
 
 
 def seconds_in(text: str) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 from urllib3.exceptions import InvalidHeader
@@ -14,14 +15,14 @@ from ..errors import APIConnectionError, APIStatusError, APITimeoutError, Chanst
 RETRIED_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
-def _not_negative(_: object, field: attrs.Attribute[float], value: float) -> None:
+def _not_negative(_: object, field: attrs.Attribute[Any], value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{field.name}: expected a number, got {value!r}")
     if not 0 <= value < float("inf"):
         raise ValueError(f"{field.name}: expected 0 or more, got {value!r}")
 
 
-def _whole(_: object, field: attrs.Attribute[int], value: int) -> None:
+def _whole(_: object, field: attrs.Attribute[Any], value: Any) -> None:
     if not isinstance(value, int):
         raise TypeError(f"{field.name}: expected a whole number, got {value!r}")
 
@@ -30,8 +31,9 @@ def _whole(_: object, field: attrs.Attribute[int], value: int) -> None:
 class Retry:
     """How often and how patiently to try again before the first chunk.
 
-    The wait before try n is drawn between 0 and ``min_delay * 2**n``, at most ``max_delay`` ("full jitter": clients that
-    failed together do not come back together). A server that says ``Retry-After`` is obeyed, up to ``max_retry_after``.
+    The wait before try n is drawn between 0 and ``min_delay * 2**n``, at most ``max_delay``: "full jitter", so that
+    clients that failed together do not come back together. A server that says ``Retry-After`` is obeyed, up to
+    ``max_retry_after``.
 
     Attributes:
         max_retries: Tries after the first; 0 for none.

@@ -236,13 +236,13 @@ def _cuttable(context: Context, first_chunk: float | None) -> Iterator[Exchange]
     exchange = Exchange()
     late = False
 
-    def cut() -> None:
+    def run_out() -> None:
         nonlocal late
         late = True
         exchange.cut()
 
-    forget = context.on_done(lambda _error: exchange.cut() and None)
-    timer = None if first_chunk is None else timers.call_at(time.monotonic() + first_chunk, cut)
+    forget = context.on_done(lambda _: exchange.cut())
+    timer = None if first_chunk is None else timers.call_at(time.monotonic() + first_chunk, run_out)
     try:
         yield exchange
     except APIStatusError:

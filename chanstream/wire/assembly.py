@@ -82,9 +82,13 @@ def _joined(parts: list[ContentChunk | str]) -> str | list[ContentChunk] | None:
     """Return the content: one text, or chunks with neighbours of the same kind joined; None where nothing came."""
     if all(isinstance(part, str) for part in parts):
         return "".join(parts) if any(parts) else None  # type: ignore[arg-type]  # all are str
+    return _runs_merged([TextChunk(part) if isinstance(part, str) else part for part in parts])
+
+
+def _runs_merged(parts: list[ContentChunk]) -> list[ContentChunk]:
+    """Return the chunks with neighbours of the same kind joined."""
     runs: list[tuple[type, list[Any]]] = []
     for part in parts:
-        part = TextChunk(part) if isinstance(part, str) else part
         if runs and runs[-1][0] is type(part) and isinstance(part, (TextChunk, ThinkChunk)):
             runs[-1][1].append(part)
         else:
@@ -98,8 +102,8 @@ def _merged(run: list[Any]) -> ContentChunk:
     if isinstance(first, TextChunk):
         return TextChunk("".join(part.text for part in run), extra=first.extra)
     if isinstance(first, ThinkChunk):
-        thinking = _joined([step for part in run for step in part.thinking])
-        return ThinkChunk(thinking or [], closed=run[-1].closed, extra=first.extra)
+        steps = _runs_merged([step for part in run for step in part.thinking])
+        return ThinkChunk(steps, closed=run[-1].closed, extra=first.extra)
     return first  # type: ignore[no-any-return]  # other kinds stand alone
 
 

@@ -44,9 +44,7 @@ class Decoder:
             return self._decode_stray(block)
         return self._decode_data(event.data.strip().encode(), event.event, block)
 
-    def _decode_data(
-        self, data: bytes, kind: str, block: bytes
-    ) -> CompletionChunk | Literal[Signal.DONE] | None:
+    def _decode_data(self, data: bytes, kind: str, block: bytes) -> CompletionChunk | Literal[Signal.DONE] | None:
         if data == b"[DONE]":
             return Signal.DONE
         if not data:

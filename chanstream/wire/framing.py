@@ -106,7 +106,7 @@ class EventParser:
         text = block.decode("utf-8", "replace").encode()  # the standard's decoder replaces what is no UTF-8
         # sseclient-py drops a block without data, and its id and retry with it. One more (empty) data line makes
         # it hand on every block, and is cut off again: data then ends with LF iff the block has data of its own.
-        for event in SSEClient([_lines_that_count(text) + b"\ndata\n\n"]).events():
+        for event in SSEClient(iter((_lines_that_count(text) + b"\ndata\n\n",))).events():
             if event.id is not None:
                 self.last_id = event.id
             if event.data:

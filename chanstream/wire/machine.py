@@ -87,8 +87,7 @@ class StreamMachine:
         for block in self._framing.feed(data):
             if len(block) > self._max_event_bytes:
                 return self._too_large(out, now)
-            self._take(block, now, out)
-            if self.ended:
+            if self._take(block, now, out):
                 return out
         held = self._whole.size if self._whole is not None else self._framing.rest_size
         return out if held <= self._max_event_bytes else self._too_large(out, now)
@@ -124,10 +123,12 @@ class StreamMachine:
 
     # -- one event --------------------------------------------------------------------------------------------------
 
-    def _take(self, block: bytes, now: float, out: list[CompletionChunk]) -> None:
+    def _take(self, block: bytes, now: float, out: list[CompletionChunk]) -> bool:
+        """Act on one block; return whether the stream has ended with it."""
         decoded = self._decoder.decode(block)
         if decoded is not None:
             self._step(decoded, now, out)
+        return self.ended
 
     def _step(self, decoded: CompletionChunk | Signal, now: float, out: list[CompletionChunk]) -> None:
         self.last_event = now
@@ -137,7 +138,7 @@ class StreamMachine:
             self._end(decoded, now, out)
         elif decoded.usage is not None and self._only_usage(decoded):
             self._usage = decoded.usage
-            self._let_go_if_whole(now, out)
+            self._let_go_if_single(now, out)
         else:
             self._hand_on(decoded, now, out)
 
@@ -151,16 +152,18 @@ class StreamMachine:
                 self._unfinished.discard(choice.index)
             elif choice.index not in self._finished:
                 self._unfinished.add(choice.index)
-        if self._finished and not self._unfinished:
-            self._hold(chunk, now)
-            self._let_go_if_whole(now, out)
-        else:
+        if not self._finished or self._unfinished:
             out.append(chunk)
+            return
+        self._hold(chunk, now)
+        if chunk.usage is not None:  # one that came earlier may be a running count
+            self._let_go_if_single(now, out)
 
     def _only_usage(self, chunk: CompletionChunk) -> bool:
         """Return whether a chunk adds nothing but usage: no choices, or (LiteLLM and others) a dummy one."""
         return all(
-            choice.index in self._finished and not (choice.delta.text or choice.delta.tool_calls or choice.delta.reasoning)
+            choice.index in self._finished
+            and not (choice.delta.text or choice.delta.tool_calls or choice.delta.reasoning)
             for choice in chunk.choices
         )
 
@@ -177,11 +180,12 @@ class StreamMachine:
             out.append(self._held)
         self._held, self.hold_until = None, None
 
-    def _let_go_if_whole(self, now: float, out: list[CompletionChunk]) -> None:
-        """End the stream if the held chunk has its usage. With several choices a server may send usage for each, so
-        then only the wire's end tells which is the last.
+    def _let_go_if_single(self, now: float, out: list[CompletionChunk]) -> None:
+        """End the stream with the chunk held back, whose usage has come.
+
+        With several choices a server may send usage for each: then only the wire's end tells which is the last.
         """
-        if self._held is not None and self._usage is not None and max(self._n, len(self._finished)) == 1:
+        if self._held is not None and max(self._n, len(self._finished)) == 1:
             self._complete(now, out)
 
     def _done(self, now: float, out: list[CompletionChunk]) -> None:

@@ -74,4 +74,5 @@ def _as_chunk(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     choices = answer.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, Mapping) for choice in choices):
         return answer
-    return {**answer, "choices": [{**choice, "delta": choice.get("delta") or choice.get("message")} for choice in choices]}
+    deltas = [{**choice, "delta": choice.get("delta") or choice.get("message")} for choice in choices]
+    return {**answer, "choices": deltas}

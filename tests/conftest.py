@@ -1,0 +1,108 @@
+"""What all tests share: real servers, plain and with TLS, clients of them, and the count of what must not be left over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trustme
+
+from chanstream import ChatCompletionRequest, Client, Retry, UserMessage
+from chanstream.testing import Reply, StreamServer
+
+SCALE = float(os.environ.get("CHANSTREAM_TEST_SCALE", "1"))
+"""Multiplies every time limit of the tests: for machines that are slower than what the promises are made for."""
+
+PROMPT = 0.050 * SCALE
+"""Seconds within which a cancel must have freed everything."""
+
+REQUEST = ChatCompletionRequest("test-model", [UserMessage("Say it.")])
+
+
+def within(seconds: float, holds: Callable[[], object]) -> bool:
+    """Return whether ``holds`` becomes true in time. For what no event tells: counts of threads and of descriptors."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def producers() -> int:
+    """Return how many threads of the library there are (the server's thread is not one)."""
+    return sum(thread.name.startswith("chanstream") for thread in threading.enumerate())
+
+
+def descriptors() -> int:
+    """Return how many file descriptors this process has open."""
+    return len(os.listdir("/dev/fd"))  # noqa: PTH208 - only counted
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssl.SSLContext]:
+    """A server's TLS context whose certificate every client of this process trusts."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    bundle: Path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+        yield context
+
+
+@attrs.frozen
+class Link:
+    """Servers and clients over one kind of connection; all end with the test."""
+
+    tls: ssl.SSLContext | None
+    exits: contextlib.ExitStack
+
+    def serve(self, *replies: Reply | str, **settings: Any) -> StreamServer:
+        """Return a running server."""
+        return self.exits.enter_context(StreamServer(*replies, tls=self.tls, **settings))
+
+    def client(self, server: StreamServer | str, **settings: Any) -> Client:
+        """Return a client of a server; without retries, unless the settings say otherwise."""
+        url = server if isinstance(server, str) else server.url
+        settings = {"api_key": "test-key", "dialect": "openai", "retry": Retry(max_retries=0), **settings}
+        return self.exits.enter_context(Client(base_url=url, **settings))
+
+    def stream(self, *replies: Reply | str, **settings: Any) -> Any:
+        """Return the stream of an answer to a plain request, from a server and with a client of its own."""
+        return self.client(self.serve(*replies), **settings).chat_completion_stream(REQUEST)
+
+
+@pytest.fixture
+def plain() -> Iterator[Link]:
+    """Connections without TLS, for what does not differ."""
+    with contextlib.ExitStack() as exits:
+        yield Link(None, exits)
+
+
+@pytest.fixture(params=["plain", "tls"])
+def link(request: pytest.FixtureRequest, tls: ssl.SSLContext) -> Iterator[Link]:
+    """Connections without TLS, then with it."""
+    with contextlib.ExitStack() as exits:
+        yield Link(tls if request.param == "tls" else None, exits)
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Fail the test that leaves a thread of the library, or a file descriptor, behind.
+
+    To be named before ``link`` or ``plain``, so that it looks after they have closed everything.
+    """
+    threads, files = producers(), descriptors()
+    yield
+    assert within(SCALE, lambda: producers() <= threads), threading.enumerate()
+    assert within(SCALE, lambda: descriptors() <= files), f"{descriptors() - files} descriptors are left open"

@@ -1,0 +1,1 @@
+"""The contract of a stream, item by item, over real sockets."""
