@@ -105,12 +105,15 @@ class _Cuttable:
         self._serve()
         super().connect()  # type: ignore[misc]  # of the connection class beside this one
         if self._is_cut:  # before there was a socket to shut down
-            self.close()
+            self._close()
             raise ConnectionAbortedError("the request was cut")
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         self._serve()
         super().request(*args, **kwargs)  # type: ignore[misc]  # as above
+
+    def _close(self) -> None:
+        self.close()  # type: ignore[attr-defined]  # as above
 
     def cut(self, exchange: Exchange) -> None:
         """Shut the socket down, if the connection still serves this exchange."""
@@ -126,7 +129,7 @@ class _Cuttable:
             if self._exchange is not exchange:
                 self._exchange, self._is_cut = exchange, False
         if stale:  # a late cut of the previous exchange: http.client connects anew
-            self.close()
+            self._close()
         if exchange is not None:
             exchange.attach(self)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import attrs
-from sseclient import SSEClient
+from sseclient import Event, SSEClient
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -103,30 +103,44 @@ class EventParser:
 
     def parse(self, block: bytes) -> ServerSentEvent | None:
         """Return the event of a block; None where the standard dispatches none."""
+        if not block.strip():
+            return None
         text = block.decode("utf-8", "replace").encode()  # the standard's decoder replaces what is no UTF-8
-        # sseclient-py drops a block without data, and its id and retry with it. One more (empty) data line makes
-        # it hand on every block, and is cut off again: data then ends with LF iff the block has data of its own.
-        for event in SSEClient(iter((_lines_that_count(text) + b"\ndata\n\n",))).events():
+        lines = [line for line in text.split(b"\n") if _counts(line)]
+        kind, retry = "message", None
+        pieces = []
+        # sseclient-py takes time quadratic in an event's lines, so it gets some at a time, and the type so far.
+        for start in range(0, len(lines), _LINES):
+            event = _fields(kind, lines[start : start + _LINES])
+            kind, retry = event.event, event.retry or retry
+            pieces.append(event.data)
             if event.id is not None:
                 self.last_id = event.id
-            if event.data:
-                retry = None if event.retry is None else int(event.retry)
-                return ServerSentEvent(event.event, event.data[:-1], self.last_id, retry)
-        return None
+        data = "".join(pieces)
+        if not data:
+            return None
+        return ServerSentEvent(kind, data[:-1], self.last_id, None if retry is None else int(retry))
 
 
-def _lines_that_count(block: bytes) -> bytes:
-    """Return the block without the lines that the standard ignores and sseclient-py does not.
+def _fields(kind: str, lines: list[bytes]) -> Event:
+    """Return what sseclient-py reads in some lines of an event that has been of type ``kind`` so far.
 
-    "If the field value does not contain U+0000 NULL, then set the last event ID buffer": else the line has no effect.
-    "If the field value consists of only ASCII digits": likewise, for ``retry``.
+    It drops an event without data, and its id and retry with it. One more, empty, data line makes it hand on every
+    event: ``data`` is then the data lines with LF after each, and "" where there are none.
     """
-    if b"\0" not in block and b"retry" not in block:
-        return block
-    return b"\n".join(line for line in block.split(b"\n") if _counts(line))
+    block = b"\n".join([b"event: " + kind.encode(), *lines, b"data", b"", b""])
+    return next(SSEClient(iter((block,))).events())
+
+
+_LINES = 64
 
 
 def _counts(line: bytes) -> bool:
+    """Return whether a line has an effect; sseclient-py does not know of two that have none.
+
+    "If the field value does not contain U+0000 NULL, then set the last event ID buffer to the field value. Otherwise,
+    ignore the field." "If the field value consists of only ASCII digits", likewise, for ``retry``.
+    """
     name, _, value = line.partition(b":")
     if name == b"id":
         return b"\0" not in value
@@ -135,8 +149,8 @@ def _counts(line: bytes) -> bool:
     return True
 
 
-_MOST_DIGITS = 20
-"""A longer number of milliseconds outlives the universe, and Python refuses to read very long ones."""
+_MOST_DIGITS = 4000
+"""Python refuses to read longer numbers; as milliseconds they outlive the universe anyway."""
 
 
 def decode_events(chunks: Iterable[bytes]) -> Iterator[ServerSentEvent]:

@@ -237,8 +237,10 @@ class TestResets:
         received = read_until(peer, last)
         assert b"".join(http_chunks(body_of(received))) == BODY[:cut_at]
         # Below TLS, since Python's TLS shows a reset as an end in some versions.
-        with socket.socket(fileno=peer.detach()) as below, pytest.raises(ConnectionResetError):
-            below.recv(1)
+        with socket.socket(fileno=peer.detach()) as below:
+            below.settimeout(5)
+            with pytest.raises(ConnectionResetError):
+                below.recv(1)
 
     def test_other_connections(self, plain: Peers) -> None:
         """A reset of one connection leaves the others alone."""
