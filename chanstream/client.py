@@ -13,7 +13,7 @@ from .channel import Pipe
 from .context import Context, Timeout
 from .dialects import DIALECTS, Dialect
 from .engines import threaded
-from .errors import APITimeoutError, ChanstreamError, StreamAPIError, StreamDecodeError
+from .errors import APITimeoutError, ChanstreamError, StreamAPIError, StreamDecodeError, redact
 from .models.chat import ChatCompletionRequest, ChatCompletionResponse
 from .models.chunk import CompletionChunk
 from .models.codec import best_loads, dumps
@@ -138,6 +138,7 @@ class Client:
             n=request.n or 1,
             max_event_bytes=self._max_event_bytes,
             require_finish_reason=self._require_finish_reason,
+            secret=self._transport.secret,
         )
         pipe: Pipe[CompletionChunk] = Pipe(capacity)
         threaded.start(call, answer, machine, pipe)
@@ -170,7 +171,10 @@ class Client:
             head, body = self._transport.fetch(call)
         finally:
             call.context.release()
-        return _response(body, head.content_type, time.monotonic() - started)
+        try:
+            return _response(body, head.content_type, time.monotonic() - started)
+        except (StreamAPIError, StreamDecodeError) as error:
+            raise redact(error, self._transport.secret) from None
 
     def close(self) -> None:
         """Close the connections that no stream uses. The client can still be used: it makes new ones."""

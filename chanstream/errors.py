@@ -31,7 +31,7 @@ All can be pickled, so that they travel back from worker processes. None holds a
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -251,6 +251,28 @@ class ChannelClosedError(ChanstreamError):
 
 class CacheError(ChanstreamError):
     """A cache could not be read or written."""
+
+
+_E = TypeVar("_E", bound=ChanstreamError)
+
+
+def redact(error: _E, secret: str) -> _E:
+    """Return ``error`` with ``***`` for ``secret`` wherever it stands in it: some servers repeat the key."""
+    if secret:
+        error.args = _without(error.args, secret)
+        for name, value in vars(error).items():
+            setattr(error, name, _without(value, secret))
+    return error
+
+
+def _without(value: Any, secret: str) -> Any:
+    if isinstance(value, str):
+        return value.replace(secret, "***")
+    if isinstance(value, dict):
+        return {_without(key, secret): _without(item, secret) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_without(item, secret) for item in value)
+    return value
 
 
 def request_id_in(headers: Mapping[str, str]) -> str | None:

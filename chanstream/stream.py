@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Literal, TypeAlias
 
 from .channel import Channel, Pipe
 from .context import Context
-from .errors import ChannelClosedError, ChanstreamError, StreamCancelledError
+from .errors import ChannelClosedError, ChanstreamError, StreamCancelledError, StreamInterruptedError
 from .models.chat import ChatCompletionResponse
 from .models.chunk import CompletionChunk
 from .transport.head import ResponseHead
@@ -49,6 +50,7 @@ class CompletionStream(Channel[CompletionChunk]):
         self._context = context
         self._errors = errors
         self._closed_here = False
+        self._pid = os.getpid()
         self.response = response
 
     @property
@@ -74,8 +76,11 @@ class CompletionStream(Channel[CompletionChunk]):
         Raises:
             ChannelClosedError: The stream is over, and all its chunks are taken.
             queue.Empty: Nothing came (in time).
+            StreamInterruptedError: This is a forked child, and the stream the parent's.
             ChanstreamError: With ``errors="raise"``: what ended the stream.
         """
+        if self._pid != os.getpid():  # the producer is in the parent: to wait for it would be for ever
+            raise StreamInterruptedError("the stream belongs to the process that opened it, and this is a fork of it")
         chunk = super().get(block, timeout)
         if chunk.error is not None and self._errors == "raise":
             raise chunk.error
@@ -92,7 +97,7 @@ class CompletionStream(Channel[CompletionChunk]):
         last: CompletionChunk | None = None
         try:
             while last is None or not (last.is_last_chunk or last.error):
-                last = super().get()
+                last = self._pipe.get()
                 answer.add(last)
         except ChannelClosedError:
             if last is None or not last.is_last_chunk:
@@ -111,9 +116,11 @@ class CompletionStream(Channel[CompletionChunk]):
         Args:
             error: Not used; there because a `Channel` has it.
         """
+        if self._pid != os.getpid():
+            return  # a forked child's copy: locks may be held for ever, and the connection is the parent's
         if self._pipe.ended:
             self._pipe.wait_closed(_DRAIN_GRACE)
-        elif not self._closed_here:
+        else:
             self._closed_here = True
         self._pipe.abandon()
         self._context.cancel(StreamCancelledError("the stream was closed"))

@@ -35,15 +35,17 @@ class Timer:
     for a callback that runs at this moment.
     """
 
-    __slots__ = ("callback", "live")
+    __slots__ = ("_owner", "callback", "live")
 
-    def __init__(self, callback: Callable[[], float | None]) -> None:
+    def __init__(self, owner: _Timers, callback: Callable[[], float | None]) -> None:
+        self._owner = owner
         self.callback = callback
         self.live = True
 
     def stop(self) -> None:
         """See to it that the callback is not called any more."""
-        _timers.stop(self)
+        if self._owner is _timers:  # else we are in a forked child, and it is the parent's
+            _timers.stop(self)
 
 
 class _Timers:
@@ -57,13 +59,14 @@ class _Timers:
         self._thread: threading.Thread | None = None
 
     def start(self, when: float, callback: Callable[[], float | None]) -> Timer:
-        timer = Timer(callback)
+        timer = Timer(self, callback)
         with self._cond:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="chanstream-timers", daemon=True)
+                thread.start()  # which may fail; it waits for the lock
+                self._thread = thread
             self._live += 1
             self._push(when, timer)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="chanstream-timers", daemon=True)
-                self._thread.start()
         return timer
 
     def stop(self, timer: Timer) -> None:

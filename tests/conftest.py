@@ -1,4 +1,4 @@
-"""What all tests share: real servers, plain and with TLS, clients of them, and the count of what must not be left over."""
+"""What all tests share: real servers, plain and with TLS, clients of them, and the count of what is left over."""
 
 from __future__ import annotations
 

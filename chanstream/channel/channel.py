@@ -36,13 +36,14 @@ class Channel(queue.Queue, Generic[T]):  # type: ignore[type-arg]  # queue.Queue
     def __init__(self, maxsize: int = 0, *, pipe: Pipe[T] | None = None) -> None:
         if isinstance(maxsize, bool) or not isinstance(maxsize, int):
             raise TypeError(f"maxsize: expected a whole number, got {maxsize!r}")
-        self._pipe: Pipe[T] = Pipe(maxsize) if pipe is None else pipe
-        super().__init__(self._pipe.maxsize)
+        pipe = Pipe(maxsize) if pipe is None else pipe
+        super().__init__(pipe.maxsize)
+        self._pipe: Pipe[T] = pipe
         # What queue.Queue's own methods (qsize, empty, full, join, ...) look at is the pipe's.
-        self.mutex = self._pipe.lock  # type: ignore[assignment]  # a reentrant one does all that a plain one does
-        self.not_empty = self._pipe.not_empty
-        self.not_full = self._pipe.not_full
-        self.all_tasks_done = threading.Condition(self._pipe.lock)
+        self.mutex = pipe.lock  # type: ignore[assignment]  # a reentrant one does all that a plain one does
+        self.not_empty = pipe.not_empty
+        self.not_full = pipe.not_full
+        self.all_tasks_done = threading.Condition(pipe.lock)
 
     # -- queue.Queue's -----------------------------------------------------------------------------------------------
 
@@ -98,9 +99,8 @@ class Channel(queue.Queue, Generic[T]):  # type: ignore[type-arg]  # queue.Queue
 
     @unfinished_tasks.setter
     def unfinished_tasks(self, count: int) -> None:
-        pipe = getattr(self, "_pipe", None)
-        if pipe is not None:
-            pipe.unfinished = count
+        if hasattr(self, "_pipe"):  # queue.Queue's __init__ sets it to 0, but a producer may have begun
+            self._pipe.unfinished = count
 
     # -- what a channel adds ----------------------------------------------------------------------------------------
 

@@ -129,7 +129,8 @@ class Pipe(Generic[T]):
     def end(self, items: Iterable[T]) -> None:
         """Put the last items in (one at least), after all that is offered, and let no more in.
 
-        They go in beyond the capacity if need be: this never blocks. Does nothing on a pipe that has ended or is closed, so that of several ends only the first counts.
+        They go in beyond the capacity if need be: this never blocks. On a pipe that has ended or is closed it does
+        nothing, so that of several ends only the first counts.
         """
         with self.lock:
             if self.ended or self.closed:

@@ -178,7 +178,7 @@ class StreamServer:
     def _launch(self) -> None:
         listener = _listen(*self._address)
         self._address = self.host, listener.getsockname()[1]
-        self._loop = asyncio.new_event_loop()
+        self._loop = asyncio.SelectorEventLoop()  # whatever the policy says: the one kind that works alike everywhere
         self._thread = threading.Thread(target=self._run, args=(self._loop, listener), name=f"StreamServer:{self.port}")
         self._thread.start()
 
@@ -194,8 +194,9 @@ class StreamServer:
         loop.set_exception_handler(_ignore_lost_peers)
         server = await loop.create_server(lambda: Connection(self._desk, self._tls), sock=listener, backlog=_BACKLOG)
         await self._told_to_stop()
-        server.close()
+        loop.remove_reader(listener)  # accept no more, but close later: connections just accepted still need `server`
         await self._drop_all()
+        server.close()
 
     async def _told_to_stop(self) -> None:
         """Waits for `close`, or for the end of the main thread: nobody is left to call it then."""

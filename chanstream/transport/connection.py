@@ -5,13 +5,16 @@ has just gone back to the pool and serves another request. Here a connection kno
 lock, so that a late cut hits nobody else.
 
 The hook is urllib3's public one, the pool's ``ConnectionCls``. http.client calls ``connect`` and urllib3 ``request`` in
-the thread that sends; the exchange reaches them through a thread-local.
+the thread that sends; the exchange reaches them through a thread-local. One private name is overridden, ``_new_conn``,
+because urllib3 gives out a socket only once it is connected, and connecting can take long; a test guards it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +22,8 @@ from typing import Any
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.util.connection import allowed_gai_family
 
 POOL_SIZE = 1024
 """Connections kept per host: above it each stream pays a new handshake. requests keeps 10."""
@@ -41,6 +46,7 @@ class Exchange:
         self._lock = threading.RLock()
         self._connection: _Cuttable | None = None
         self._is_cut = False
+        self._pid = os.getpid()
 
     @contextlib.contextmanager
     def sending(self) -> Iterator[None]:
@@ -60,7 +66,12 @@ class Exchange:
         raise ConnectionAbortedError("the request was cut")
 
     def cut(self) -> bool:
-        """Shut the connection down: who blocks on it wakes at once. Return whether there was one of ours."""
+        """Shut the connection down: who blocks on it wakes at once. Return whether that was done, or had to be left.
+
+        A forked child has a copy of the exchange, but the connection is the parent's: it would be shut down there too.
+        """
+        if self._pid != os.getpid():
+            return True
         with self._lock:
             self._is_cut = True
             connection = self._connection
@@ -77,6 +88,11 @@ class _Cuttable:
     """
 
     _is_tls = False
+    host: str
+    port: int
+    timeout: float | None
+    source_address: tuple[str, int] | None
+    socket_options: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._guard = threading.RLock()
@@ -104,9 +120,46 @@ class _Cuttable:
     def connect(self) -> None:
         self._serve()
         super().connect()  # type: ignore[misc]  # of the connection class beside this one
-        if self._is_cut:  # before there was a socket to shut down
+        if self._is_cut:  # while there was no socket to shut down: the name was being looked up
             self._close()
             raise ConnectionAbortedError("the request was cut")
+
+    def _new_conn(self) -> socket.socket:
+        """Return a connected socket; as urllib3's, but the socket can be cut while it connects."""
+        try:
+            return self._dial()
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error  # type: ignore[arg-type]
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, f"{self.host} did not answer within {self.timeout} s") from error
+        except OSError as error:
+            raise NewConnectionError(self, str(error)) from error  # type: ignore[arg-type]
+
+    def _dial(self) -> socket.socket:
+        """Try the host's addresses in turn."""
+        failure: OSError = ConnectionError(f"{self.host} has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            self.host.strip("[]"), self.port, allowed_gai_family(), socket.SOCK_STREAM
+        ):
+            sock = socket.socket(family, kind, protocol)
+            self.sock = sock
+            try:
+                for option in self.socket_options or ():
+                    sock.setsockopt(*option)
+                sock.settimeout(self.timeout)
+                if self.source_address:
+                    sock.bind(self.source_address)
+                sock.connect(address)
+            except OSError as error:
+                failure = error
+                self.sock = None
+                sock.close()
+                if self._is_cut:
+                    break
+            else:
+                sys.audit("http.client.connect", self, self.host, self.port)
+                return sock
+        raise failure
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         self._serve()

@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 
 from .. import timers
 from ..context import Context, Timeout
-from ..errors import APIConnectionError, APIStatusError, APITimeoutError, ChanstreamError, StreamError
+from ..errors import APIConnectionError, APIStatusError, APITimeoutError, ChanstreamError, StreamError, redact
 from .connection import CuttableAdapter, Exchange
 from .head import ResponseHead
 from .retry import Retry, retry_after
@@ -106,7 +106,7 @@ class Transport:
         self, base_url: str, api_key: str, headers: dict[str, str], session: requests.Session | None = None
     ) -> None:
         self._base_url = base_url
-        self._key = api_key
+        self.secret = api_key  # what no error may show
         self._auth = _Bearer(api_key)
         self._headers = headers
         self._given = session
@@ -134,6 +134,7 @@ class Transport:
             try:
                 return self._attempt(call, finish)
             except (APIStatusError, APIConnectionError) as error:
+                redact(error, self.secret)
                 if call.context.done() or not call.retry.allows(error, retries):
                     raise
                 pause = call.retry.delay(error, retries)
@@ -183,11 +184,11 @@ class Transport:
         except ReadTimeout as error:  # of a session that the caller brought
             raise APITimeoutError(clock="first_chunk", seconds=timeout.first_chunk or 0.0) from error
         except (RequestException, HTTPError, OSError) as error:
-            raise APIConnectionError(self._redacted(f"no answer from {self._base_url}: {_reason(error)}")) from error
+            raise APIConnectionError(f"no answer from {self._base_url}: {_reason(error)}") from error
 
     def _refusal(self, answer: Answer) -> ChanstreamError:
         head = answer.head
-        text = self._redacted(_read_some(answer.source).decode("utf-8", "replace"))
+        text = _read_some(answer.source).decode("utf-8", "replace")
         try:
             body: Any = json.loads(text)
         except (ValueError, RecursionError):
@@ -195,10 +196,6 @@ class Transport:
         return APIStatusError.from_status(
             head.status_code, body, headers=head.headers, retry_after=retry_after(head.headers)
         )
-
-    def _redacted(self, text: str) -> str:
-        """Return ``text`` without the key: some servers repeat it in their errors."""
-        return text.replace(self._key, "***") if self._key else text
 
     # -- the session ------------------------------------------------------------------------------------------------
 

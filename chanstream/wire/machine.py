@@ -14,6 +14,7 @@ from ..errors import (
     EventTooLargeError,
     StreamAPIError,
     StreamTruncatedError,
+    redact,
 )
 from ..models.chat import UsageInfo
 from ..models.chunk import CompletionChunk, StreamChoice
@@ -40,6 +41,7 @@ class StreamMachine:
         n: How many choices were asked for.
         max_event_bytes: The limit for one event.
         require_finish_reason: Whether ``[DONE]`` alone does not count as a full stop.
+        secret: What no error may show, though the server repeats it.
 
     Attributes:
         ended: Whether the chunk that ends the stream was returned; all later input is ignored.
@@ -57,6 +59,7 @@ class StreamMachine:
         n: int = 1,
         max_event_bytes: int = MAX_EVENT_BYTES,
         require_finish_reason: bool = False,
+        secret: str = "",
     ) -> None:
         self.ended = False
         self.hold_until: float | None = None
@@ -65,6 +68,7 @@ class StreamMachine:
         self._n = n
         self._max_event_bytes = max_event_bytes
         self._require_finish_reason = require_finish_reason
+        self._secret = secret
         self._whole = WholeBody(content_type) if is_whole(content_type) else None
         self._framing = Framing()
         self._decoder = Decoder()
@@ -218,6 +222,8 @@ class StreamMachine:
         return self._finish(last, out)
 
     def _finish(self, last: CompletionChunk, out: list[CompletionChunk]) -> list[CompletionChunk]:
+        if last.error is not None:
+            redact(last.error, self._secret)
         last.total_latency = self._elapsed
         self.ended = True
         out.append(last)

@@ -503,8 +503,13 @@ class TestForeground:
         """Ctrl-C ends serving forever, streams and all, and is passed on."""
         program = """if True:
             from chanstream.testing import Reply, StreamServer
-            server = StreamServer(Reply("a", stall_after=1)).start()
-            print(server.port, flush=True)
+
+            class Announced(StreamServer):
+                def start(self):
+                    super().start()
+                    print(self.port, flush=True)
+
+            server = Announced(Reply("a", stall_after=1))
             try:
                 server.serve_forever()
             except KeyboardInterrupt:
