@@ -174,7 +174,8 @@ class Client:
         try:
             return _response(body, head.content_type, time.monotonic() - started)
         except (StreamAPIError, StreamDecodeError) as error:
-            raise redact(error, self._transport.secret) from None
+            redact(error, self._transport.secret)
+            raise
 
     def close(self) -> None:
         """Close the connections that no stream uses. The client can still be used: it makes new ones."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from .codec import Model, each, extra_field, loaded, mapping, of_type
+from .codec import Model, each, extra_field, loaded, mapping, not_empty, of_type
 from .messages import AssistantMessage, ChatMessage, messages_from
 from .tools import Tool, ToolCall, ToolChoice, named, tool_choice_from, tools_from
 
@@ -80,11 +80,6 @@ def _word() -> Any:
     return attrs.field(default=None, kw_only=True, validator=of_type(str, optional=True))
 
 
-def _not_empty(_: Any, field: Any, value: str) -> None:
-    if not value:
-        raise ValueError(f"{field.name}: expected a text, got ''")
-
-
 def _positive(_: Any, field: Any, value: int | None) -> None:
     if value is not None and value < 1:
         raise ValueError(f"{field.name}: expected 1 or more, got {value!r}")
@@ -109,7 +104,7 @@ class ChatCompletionRequest(Model):
         ValueError: A field has a value that cannot be; the text names it.
     """
 
-    model: str = attrs.field(validator=[of_type(str), _not_empty])
+    model: str = attrs.field(validator=[of_type(str), not_empty])
     messages: Sequence[ChatMessage] = loaded(messages_from, converter=named("messages", messages_from))
     temperature: float | None = _number()
     top_p: float | None = _number()

@@ -48,6 +48,12 @@ def of_type(*kinds: type, optional: bool = False) -> Callable[[Any, Any, Any], N
     return check
 
 
+def not_empty(_: Any, field: Any, value: str) -> None:
+    """Be an attrs validator: the text is not empty."""
+    if not value:
+        raise ValueError(f"{field.name}: expected a text, got ''")
+
+
 @contextmanager
 def at(path: str) -> Iterator[None]:
     """Put ``path`` in front of the place that an error of the block names."""

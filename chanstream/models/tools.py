@@ -7,16 +7,10 @@ from typing import Any
 
 import attrs
 
-from .codec import Model, at, each, extra_field, loaded, mapping, of_type
+from .codec import Model, at, each, extra_field, loaded, mapping, not_empty, of_type
 
 _text: Any = of_type(str)
 _optional_text: Any = of_type(str, optional=True)
-
-
-def _named(value: str) -> str:
-    if not value:
-        raise ValueError("name: expected a function's name, got ''")
-    return value
 
 
 @attrs.frozen
@@ -30,7 +24,7 @@ class Function(Model):
         strict: Whether the model must keep to the schema.
     """
 
-    name: str = attrs.field(validator=[_text, lambda _self, _field, value: _named(value) and None])
+    name: str = attrs.field(validator=[_text, not_empty])
     description: str | None = attrs.field(default=None, validator=_optional_text)
     parameters: Mapping[str, Any] | None = attrs.field(default=None, validator=of_type(Mapping, optional=True))
     strict: bool | None = attrs.field(default=None, validator=of_type(bool, optional=True))
@@ -59,7 +53,7 @@ tools_from = each(tool_from)
 
 
 def _chosen(value: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"name": _named(value)} if isinstance(value, str) else value
+    return {"name": value} if isinstance(value, str) else value
 
 
 @attrs.frozen

@@ -32,12 +32,12 @@ def _table(value: Any) -> Any:
 
 def copied_text(value: Text) -> Text:
     """Returns a str as it is and a sequence as a tuple."""
-    return cast(Text, _items(value))
+    return cast("Text", _items(value))
 
 
 def copied_calls(value: Calls) -> Calls:
     """Returns the tool calls as a tuple."""
-    return cast(Calls, _items(value))
+    return cast("Calls", _items(value))
 
 
 def copied_chunks(value: Chunks | None) -> Chunks | None:

@@ -59,7 +59,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes the transport, and has each write go out at once."""
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does not, for an accepted socket
         self._transport.set_write_buffer_limits(high=0)  # writable means that the kernel has taken everything
         self._reader = http11.RequestReader(self._host.opened(self))
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def _socket(self) -> socket.socket:
-        return cast(socket.socket, self._transport.get_extra_info("socket"))
+        return cast("socket.socket", self._transport.get_extra_info("socket"))
 
     def _decrypted(self, tls: TLS, data: bytes) -> bytes:
         try:

@@ -23,9 +23,9 @@ HEAD_END = b"\r\n\r\n"
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_LINE_BYTES = 1024
 
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_REQUEST_LINE = re.compile(rf"({_TOKEN}) (\S+) HTTP/(1\.[01])")
-_HEADER_LINE = re.compile(rf"({_TOKEN}):[ \t]*(.*?)[ \t]*", re.DOTALL)
+_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_REQUEST_LINE = re.compile(rf"({_NAME}) (\S+) HTTP/(1\.[01])")
+_HEADER_LINE = re.compile(rf"({_NAME}):[ \t]*(.*?)[ \t]*", re.DOTALL)
 _DIGITS = re.compile(r"[0-9]+")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(;.*)?")
 
@@ -88,7 +88,7 @@ class RequestReader:
         while not self._buffer.lstrip(b"\r\n"):
             yield
         del self._buffer[: len(self._buffer) - len(self._buffer.lstrip(b"\r\n"))]
-        if not re.match(_TOKEN.encode(), self._buffer):
+        if not re.match(_NAME.encode(), self._buffer):
             raise MalformedRequestError("this is not HTTP")
 
     def _body(self, headers: Headers) -> Generator[None, None, bytes]:

@@ -52,9 +52,9 @@ class Reply:
         done: Sends `[DONE]` at the end.
         status: The status code.
         headers: More header fields. They replace the server's own of the same name, be it to lie about the framing.
-        content_type: None sends what fits: `application/json` for JSON, else `text/event-stream`.
+        content_type: None sends what fits: `application/json` for what looks like JSON, else `text/event-stream`.
         framing: How the client learns the end of the body: `"chunked"` (for a client of HTTP/1.0, which knows no
-            chunks: `"close"`), `"content-length"` or `"close"`.
+            chunks: `"close"`), `"content-length"` or `"close"`. Each event is an HTTP chunk, a huge one several.
         newline: What ends the lines of events: `"\n"`, `"\r\n"` or `"\r"`.
         compress: The content coding, flushed after each event so that it can be decoded when it arrives.
         split: Sends the body in pieces of so many bytes, each a write (and an HTTP chunk) of its own. Pieces run across

@@ -68,9 +68,8 @@ class StreamServer:
         self._desk = Desk(replies, reply_with, models)
         self._tls = tls
         self._address = host, port
-        self._life = threading.Lock()  # guards the thread's birth
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._life = threading.Lock()  # guards `_running`, and that nothing starts after a close
+        self._running: tuple[threading.Thread, asyncio.AbstractEventLoop] | None = None
         self._stop = asyncio.Event()
         self._ended = threading.Event()
 
@@ -84,20 +83,21 @@ class StreamServer:
         with self._life:
             if self._ended.is_set():
                 raise RuntimeError("this server has been closed: make a new one")
-            if self._thread is None:
+            if self._running is None:
                 self._launch()
         return self
 
     def close(self) -> None:
         """Ends the thread and every connection, stalled ones too, and returns when they are gone; idempotent."""
         with self._life:
-            if self._thread is None:
+            if self._running is None:
                 self._ended.set()
-            elif self._loop is not None:
-                with contextlib.suppress(RuntimeError):  # the loop has ended by itself
-                    self._loop.call_soon_threadsafe(self._stop.set)
-        if self._thread not in (None, threading.current_thread()):
-            self._thread.join()
+                return
+            thread, loop = self._running
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            loop.call_soon_threadsafe(self._stop.set)
+        if thread is not threading.current_thread():
+            thread.join()
 
     def serve_forever(self) -> None:
         """Serves until `close()` is called elsewhere, or until KeyboardInterrupt, which is passed on after closing."""
@@ -178,9 +178,10 @@ class StreamServer:
     def _launch(self) -> None:
         listener = _listen(*self._address)
         self._address = self.host, listener.getsockname()[1]
-        self._loop = asyncio.SelectorEventLoop()  # whatever the policy says: the one kind that works alike everywhere
-        self._thread = threading.Thread(target=self._run, args=(self._loop, listener), name=f"StreamServer:{self.port}")
-        self._thread.start()
+        loop = asyncio.SelectorEventLoop()  # whatever the policy says: the one kind that works alike everywhere
+        thread = threading.Thread(target=self._run, args=(loop, listener), name=f"StreamServer:{self.port}")
+        thread.start()
+        self._running = thread, loop
 
     def _run(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
         try:

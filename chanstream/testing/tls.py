@@ -35,7 +35,7 @@ class TLS:
         plain = bytearray()
         with contextlib.suppress(ssl.SSLWantReadError):
             self._handshake()
-            while piece := self._read():
+            while piece := self._session.read(_READ_BYTES):
                 plain += piece
             self.peer_left = True
         return bytes(plain)
@@ -61,9 +61,3 @@ class TLS:
         if not self._handshaken:
             self._session.do_handshake()
             self._handshaken = True
-
-    def _read(self) -> bytes:
-        try:
-            return self._session.read(_READ_BYTES)
-        except ssl.SSLZeroReturnError:
-            return b""

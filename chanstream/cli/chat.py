@@ -1,0 +1,195 @@
+"""``chanstream chat``: one answer, or a conversation."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+from typing import TypeAlias
+
+import attrs
+import click
+
+from .. import (
+    AssistantMessage,
+    AuthenticationError,
+    ChanstreamError,
+    ChatCompletionRequest,
+    Client,
+    CompletionChunk,
+    SystemMessage,
+    UserMessage,
+)
+from .presets import PRESETS
+from .render import Printer, Statistics, complain, note, on_terminal, printer
+from .serve import demo_server
+
+_Message: TypeAlias = "SystemMessage | UserMessage | AssistantMessage"
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """The options of the command."""
+
+    model: str | None
+    system: str | None
+    base_url: str | None
+    dialect: str
+    temperature: float | None
+    as_json: bool
+    stats: bool
+    demo: bool
+
+    @property
+    def any_model(self) -> str:
+        """The model to ask: the dialect's, where none is named."""
+        return PRESETS[self.dialect].model if self.model is None else self.model
+
+    @property
+    def key_variable(self) -> str:
+        """The environment variable that holds the key."""
+        return PRESETS[self.dialect].key_variable
+
+
+def chat(argument: str | None, settings: Settings) -> int:
+    """Answer one prompt or hold a conversation, and return the exit status.
+
+    Raises:
+        click.UsageError: An option or the prompt has a value that cannot be.
+        ChanstreamError: There is no key.
+    """
+    prompt = _prompt(argument)
+    with ExitStack() as exits:
+        conversation = Conversation(_client(settings, exits), settings, printer(as_json=settings.as_json))
+        if settings.demo:
+            note("demo: answers are made up by a server inside of this command, not by a model")
+        return _converse(conversation) if prompt is None else conversation.answer(prompt)
+
+
+class Conversation:
+    """A client, and what was said so far.
+
+    An answer that broke off stays as far as it came; a prompt that nothing was said to is forgotten, so that the
+    history is always one that a server takes.
+    """
+
+    def __init__(self, client: Client, settings: Settings, printer: Printer) -> None:
+        self._client = client
+        self._settings = settings
+        self._printer = printer
+        self._messages: list[_Message] = [] if settings.system is None else [SystemMessage(settings.system)]
+
+    def answer(self, prompt: str) -> int:
+        """Print the answer to a prompt, or the error that came in its place; return the exit status."""
+        statistics = Statistics()
+        try:
+            self._stream([*self._messages, UserMessage(prompt)], statistics)
+        except ChanstreamError as error:
+            complain(self._explained(error))
+            return 1
+        finally:
+            if self._settings.stats and statistics.chunks:
+                note(str(statistics))
+        return 0
+
+    def _stream(self, messages: list[_Message], statistics: Statistics) -> None:
+        said: list[str] = []
+        try:
+            with closing(self._chunks(messages)) as chunks:
+                for chunk in chunks:
+                    said.append(chunk.text)
+                    statistics.add(chunk)
+                    self._printer.show(chunk)
+                    chunk.raise_for_error()
+        finally:
+            if text := "".join(said):
+                self._messages = [*messages, AssistantMessage(text)]
+            self._printer.end()
+
+    def _chunks(self, messages: list[_Message]) -> Generator[CompletionChunk, None, None]:
+        """Yield the chunks of an answer; what goes wrong before the first is a chunk like what goes wrong later."""
+        settings = self._settings
+        try:
+            with _usage_errors():
+                request = ChatCompletionRequest(settings.any_model, messages, temperature=settings.temperature)
+                stream = self._client.chat_completion_stream(request)
+        except ChanstreamError as error:
+            yield CompletionChunk(error=error)
+            return
+        yield from stream
+
+    def _explained(self, error: ChanstreamError) -> str:
+        """Return an error's text, and where the key came from if it is the key that the server objects to."""
+        if not isinstance(error, AuthenticationError):
+            return str(error)
+        variable = self._settings.key_variable
+        return f"{error} ({f'the key is that of {variable}' if os.environ.get(variable) else f'{variable} is not set'})"
+
+
+def _converse(conversation: Conversation) -> int:
+    """Answer what is typed, until /quit or Ctrl-D."""
+    note("Ctrl-C stops an answer, /quit or Ctrl-D leaves.")
+    while (line := _typed()) is not None and line != "/quit":
+        if line:
+            try:
+                conversation.answer(line)
+            except KeyboardInterrupt:
+                note("(stopped)")
+    return 0
+
+
+def _typed() -> str | None:
+    """Return the next line that is typed; None after Ctrl-D."""
+    try:
+        line = _input("> ")
+    except EOFError:
+        note("")  # the shell's prompt wants a line of its own
+        return None
+    return line.strip()
+
+
+def _input(sign: str) -> str:
+    if on_terminal(sys.stdout):
+        with contextlib.suppress(ImportError):  # not on Windows
+            import readline  # noqa: F401 - gives input() its line editing and its history
+        return input(sign)
+    print(sign, end="", file=sys.stderr, flush=True)  # input() would write it among the answers
+    if not (line := sys.stdin.readline()):
+        raise EOFError
+    return line
+
+
+def _prompt(argument: str | None) -> str | None:
+    """Return what to ask; None for a conversation."""
+    if argument is None and on_terminal(sys.stdin):
+        return None
+    prompt = sys.stdin.read().rstrip() if argument in (None, "-") else argument
+    if not prompt:
+        raise click.UsageError("The prompt is empty.")
+    return prompt
+
+
+def _client(settings: Settings, exits: ExitStack) -> Client:
+    """Return a client for the command; it and the server of a demo end with ``exits``."""
+    base_url, key = settings.base_url, os.environ.get(settings.key_variable)
+    if settings.demo:
+        if base_url is not None:
+            raise click.UsageError("--demo and --base-url exclude each other: the demo brings its own server.")
+        base_url, key = exits.enter_context(demo_server()).url, ""
+    elif key is None:
+        if base_url is None:
+            raise ChanstreamError(f"no API key: set {settings.key_variable} in the environment (or try --demo)")
+        key = ""  # a server of one's own seldom asks for one
+    with _usage_errors():
+        return exits.enter_context(Client(key, base_url=base_url, dialect=settings.dialect))
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Tell what the library says about a wrong argument as click tells it: its text names the option."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(str(error)) from None
