@@ -6,6 +6,7 @@ Connections report here from the loop's thread, users ask from theirs.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -25,14 +26,19 @@ class Desk:
     """
 
     def __init__(
-        self, replies: Iterable[Reply | str], reply_with: ReplyWith | None, models: Sequence[str | Mapping[str, Any]]
+        self,
+        replies: Iterable[Reply | str],
+        reply_with: ReplyWith | None,
+        models: Sequence[str | Mapping[str, Any]],
+        keep: int | None,
     ) -> None:
         """Begins with a script and no past; see `StreamServer` for the arguments."""
         self._script = [as_reply(reply) for reply in replies]
         self._next = 0
         self._reply_with = reply_with
         self._cards = [_card(model) for model in models]
-        self._requests: list[RecordedRequest] = []
+        self._requests: deque[RecordedRequest] = deque(maxlen=keep)
+        self._count = 0
         self._connections = 0
         self._open: set[Connection] = set()
         self._changed = threading.Condition()  # guards all of the above that changes; notified of each change
@@ -63,7 +69,8 @@ class Desk:
         """Notes a request, and returns its number and the reply to it."""
         with self._changed:
             self._requests.append(request)
-            serial = len(self._requests)
+            self._count += 1
+            serial = self._count
             self._changed.notify_all()
         return serial, self._fixed(request) or self._computed(request) or self._scripted()
 
@@ -71,7 +78,7 @@ class Desk:
 
     @property
     def requests(self) -> tuple[RecordedRequest, ...]:
-        """All requests so far."""
+        """All requests so far, or the newest of them."""
         with self._changed:
             return tuple(self._requests)
 

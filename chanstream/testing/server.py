@@ -48,6 +48,7 @@ class StreamServer:
         port: int = 0,
         reply_with: ReplyWith | None = None,
         models: Sequence[str | Mapping[str, Any]] = ("test-model",),
+        keep: int | None = None,
     ) -> None:
         """Makes a server that is yet to be started.
 
@@ -59,13 +60,14 @@ class StreamServer:
             reply_with: Computes the reply from the request, in place of the script. It runs in the server's thread and
                 so must not block. What it raises is answered with status 500.
             models: The model list: names, or whole model cards.
+            keep: How many requests to remember, for a server that runs for long; None for all.
 
         Raises:
             TypeError: A reply is neither a `Reply` nor a str, or `tls` is no context.
         """
         if tls is not None and not isinstance(tls, ssl.SSLContext):
             raise TypeError(f"tls must be an ssl.SSLContext, not {tls!r}")
-        self._desk = Desk(replies, reply_with, models)
+        self._desk = Desk(replies, reply_with, models, keep)
         self._tls = tls
         self._address = host, port
         self._life = threading.Lock()  # guards `_running`, and that nothing starts after a close
@@ -149,7 +151,7 @@ class StreamServer:
 
     @property
     def requests(self) -> tuple[RecordedRequest, ...]:
-        """All requests so far, in the order in which they were complete."""
+        """All requests so far (the newest, with `keep`), in the order in which they were complete."""
         return self._desk.requests
 
     @property

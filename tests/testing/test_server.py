@@ -541,3 +541,11 @@ class TestForeground:
         program = "import chanstream.testing, threading; print(threading.active_count())"
         result = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=10, check=True)
         assert result.stdout.strip() == b"1"
+
+
+def test_a_server_that_keeps_the_newest_requests(plain: Peers) -> None:
+    """With `keep`, a server remembers only its newest requests, and numbers its answers all the same."""
+    server = plain.serve("same", keep=2)
+    ids = {json.loads(plain.ask(server, {"messages": [], "number": number}).read())["id"] for number in range(5)}
+    assert [request.json["number"] for request in server.requests] == [3, 4]
+    assert len(ids) == 5
