@@ -24,9 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not all(map(_installed, _NEEDED)):
         print("chanstream: the command line needs click and rich: pip install 'chanstream[cli]'", file=sys.stderr)
         return 1
-    from .commands import run
+    try:
+        from .commands import run
 
-    return run(arguments)
+        return run(arguments)
+    except KeyboardInterrupt:  # while modules were imported
+        return 130
 
 
 def _installed(package: str) -> bool:

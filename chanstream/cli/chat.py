@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
-from typing import TypeAlias
+from typing import TextIO, TypeAlias
 
 import attrs
 import click
@@ -23,8 +23,9 @@ from .. import (
     UserMessage,
 )
 from .presets import PRESETS
-from .render import Printer, Statistics, complain, note, on_terminal, printer
+from .render import Printer, complain, note, on_terminal, printer
 from .serve import demo_server
+from .statistics import Statistics
 
 _Message: TypeAlias = "SystemMessage | UserMessage | AssistantMessage"
 
@@ -43,7 +44,7 @@ class Settings:
     demo: bool
 
     @property
-    def any_model(self) -> str:
+    def chosen_model(self) -> str:
         """The model to ask: the dialect's, where none is named."""
         return PRESETS[self.dialect].model if self.model is None else self.model
 
@@ -113,12 +114,12 @@ class Conversation:
         settings = self._settings
         try:
             with _usage_errors():
-                request = ChatCompletionRequest(settings.any_model, messages, temperature=settings.temperature)
+                request = ChatCompletionRequest(settings.chosen_model, messages, temperature=settings.temperature)
                 stream = self._client.chat_completion_stream(request)
         except ChanstreamError as error:
             yield CompletionChunk(error=error)
-            return
-        yield from stream
+        else:
+            yield from stream
 
     def _explained(self, error: ChanstreamError) -> str:
         """Return an error's text, and where the key came from if it is the key that the server objects to."""
@@ -165,10 +166,14 @@ def _prompt(argument: str | None) -> str | None:
     """Return what to ask; None for a conversation."""
     if argument is None and on_terminal(sys.stdin):
         return None
-    prompt = sys.stdin.read().rstrip() if argument in (None, "-") else argument
+    prompt = _read_all(sys.stdin).rstrip() if argument in (None, "-") else argument
     if not prompt:
         raise click.UsageError("The prompt is empty.")
     return prompt
+
+
+def _read_all(stream: TextIO | None) -> str:
+    return "" if stream is None else stream.read()
 
 
 def _client(settings: Settings, exits: ExitStack) -> Client:

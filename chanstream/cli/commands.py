@@ -11,10 +11,54 @@ from .. import __version__
 from .endings import INTERRUPTED, guarded
 from .presets import PRESETS
 
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+# In these texts, click keeps the lines of a paragraph that begins with a backspace as they are.
+_HELP = """Stream chat completions from Mistral, Groq, or any server that speaks the OpenAI protocol.
 
-_MODELS = ", ".join(f"{preset.model} ({name})" for name, preset in PRESETS.items())
-_KEYS = ", ".join(f"{preset.key_variable} ({name})" for name, preset in PRESETS.items())
+\b
+Examples:
+  chanstream chat --demo "Tell me a joke."     no key, no network
+  chanstream chat "Tell me a joke."            with MISTRAL_API_KEY set
+  chanstream serve                             a server to try clients on
+"""
+
+_DIALECTS = "\n".join(f"  {name:8} {preset.model:21} {preset.key_variable}" for name, preset in PRESETS.items())
+
+_CHAT_HELP = f"""Stream the answer to PROMPT to standard output, token by token.
+
+If PROMPT is "-", or left out while standard input is not a terminal, the prompt is read from standard input. Left out
+on a terminal, a conversation begins: Ctrl-C stops an answer, and /quit or Ctrl-D leaves.
+
+The key is read from the environment. There is no option for it, because every user of the machine can see the options
+of a process. With --base-url the key may be missing; then none is sent.
+
+\b
+  dialect  default model         variable of the key
+{_DIALECTS}
+
+What the model thinks before it answers is shown dimmed on a terminal, and is left out otherwise.
+
+\b
+Examples:
+  chanstream chat --demo "Tell me a joke."
+  chanstream chat --dialect groq --stats "Why is the sky blue?"
+  git diff | chanstream chat --system "Write a commit message."
+  chanstream chat --json "List three colours." | jq -j .text
+  chanstream chat --dialect openai --base-url http://localhost:11434 \\
+    --model llama3.2 "Hello"
+
+The exit status is 0 after a complete answer, 1 after an error, 2 after wrong usage, and 130 after Ctrl-C.
+"""
+
+_SERVE_HELP = """Serve made-up answers to any client of the protocol, until Ctrl-C.
+
+The server takes POST /v1/chat/completions, with and without streaming, whatever the model and the key.
+
+\b
+Examples:
+  chanstream serve
+  chanstream serve --port 8080 --pace 0.2 --reply "One word at a time."
+  chanstream chat --base-url http://127.0.0.1:8000 "Hello"     from elsewhere
+"""
 
 
 def run(arguments: Sequence[str] | None) -> int:
@@ -29,44 +73,15 @@ def run(arguments: Sequence[str] | None) -> int:
     return int(status or 0)
 
 
-@click.group(context_settings=_CONTEXT)
+@click.group(help=_HELP, context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
-    r"""Stream chat completions from Mistral, Groq, or any server that speaks the OpenAI protocol.
-
-    \b
-    Examples:
-      chanstream chat --demo "Tell me a joke."     no key, no network
-      chanstream chat "Tell me a joke."            with MISTRAL_API_KEY set
-      chanstream serve                             a server to try clients on
-    """
+    """Hold the commands together."""
 
 
-@cli.command(
-    # One text for the page and for its copy in the documentation; f-strings are no docstrings.
-    help=f"""Stream the answer to PROMPT to standard output, token by token.
-
-    PROMPT is "-", or left out with standard input not a terminal: the prompt is read from standard input. Left out on a
-    terminal: a conversation, in which Ctrl-C stops an answer, and /quit or Ctrl-D leaves.
-
-    The key is read from the environment, and there is no option for it, since other users of the machine can see the
-    options of a process: {_KEYS}. With --base-url it may be missing; then none is sent.
-
-    What the model thinks before it answers is shown dimmed on a terminal, and is left out otherwise.
-
-    \b
-    Examples:
-      chanstream chat --demo "Tell me a joke."
-      chanstream chat --dialect groq --stats "Why is the sky blue?"
-      git diff | chanstream chat --system "Write a commit message for this diff."
-      chanstream chat --json "List three colours." | jq -rj .text
-      chanstream chat --dialect openai --base-url http://localhost:11434 --model llama3.2
-
-    Ends with status 0 after a complete answer, 1 after an error, 2 when used wrongly, 130 after Ctrl-C.
-    """
-)
+@cli.command(help=_CHAT_HELP)
 @click.argument("prompt", required=False)
-@click.option("-m", "--model", metavar="NAME", help=f"The model to ask. By default: {_MODELS}.")
+@click.option("-m", "--model", metavar="NAME", help="The model to ask, by default the dialect's.")
 @click.option("-s", "--system", metavar="TEXT", help="Instructions that stand above the conversation.")
 @click.option("--base-url", metavar="URL", help="The server, by default the dialect's. Without a path it gets /v1.")
 @click.option(
@@ -81,34 +96,19 @@ def cli() -> None:
 @click.option("--stats", is_flag=True, help="After the answer, write tokens, times and finish reason to stderr.")
 @click.option("--demo", is_flag=True, help="Answer from a server inside of this command: no key, no network, no model.")
 def chat(prompt: str | None, **options: Any) -> int:
-    """Run the command; its help is above, and its options are the fields of `Settings`."""
+    """Run the command; its options are the fields of `Settings`."""
     from .chat import Settings, chat
 
     return guarded(lambda: chat(prompt, Settings(**options)))
 
 
-@cli.command()
+@cli.command(help=_SERVE_HELP)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free port.")
-@click.option(
-    "--pace",
-    type=click.FloatRange(min=0),
-    default=0.03,
-    show_default=True,
-    help="Seconds between one token and the next.",
-)
+@click.option("--pace", type=click.FloatRange(min=0), default=0.03, show_default=True, help="Seconds between tokens.")
 @click.option("--reply", metavar="TEXT", help="What to answer; by default a friendly text that quotes the prompt.")
 def serve(host: str, port: int, pace: float, reply: str | None) -> int:
-    r"""Serve made-up answers to any client of the protocol, until Ctrl-C.
-
-    It takes POST /v1/chat/completions, with and without streaming, whatever the model and the key.
-
-    \b
-    Examples:
-      chanstream serve
-      chanstream serve --port 8080 --pace 0.2 --reply "One word at a time."
-      chanstream chat --base-url http://127.0.0.1:8000 "Hello"     in another terminal
-    """
+    """Run the command."""
     from .serve import serve
 
     return guarded(lambda: serve(host, port, pace, reply))

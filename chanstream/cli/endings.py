@@ -45,7 +45,7 @@ def _prepare_streams() -> None:
 
 def _drop_what_cannot_be_written() -> None:
     """Let nothing remain for the interpreter's last flush to fail on, which would tell the user a second time."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # one that the process was started without is None
         try:
             stream.flush()
         except OSError:

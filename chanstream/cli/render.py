@@ -7,8 +7,6 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-import attrs
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,9 +18,9 @@ _PICTURES: dict[int, int | None] = {code: 0x2400 + code for code in range(0x20)}
 _PICTURES |= dict.fromkeys(range(0x80, 0xA0)) | {0x7F: 0x2421, 0x0D: None, 0x09: 0x09, 0x0A: 0x0A}
 
 
-def on_terminal(stream: TextIO) -> bool:
-    """Return whether a stream is a terminal."""
-    return stream.isatty()
+def on_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal; one that the process was started without is None."""
+    return stream is not None and stream.isatty()
 
 
 def defused(text: str) -> str:
@@ -139,7 +137,7 @@ class JSONPrinter:
 
 
 def line_of(chunk: CompletionChunk) -> dict[str, Any]:
-    """Return the JSON object for a chunk: as the server sent it (an error: as the library has it), and what it means."""
+    """Return the JSON object for a chunk: what the server sent (or the error), and what the library makes of it."""
     return {
         **(chunk.to_dict() if chunk.error is None else {"error": _facts(chunk.error)}),
         "text": chunk.text,
@@ -154,48 +152,3 @@ def _facts(error: ChanstreamError) -> dict[str, Any]:
     facts = {name: getattr(error, name, None) for name in ("status_code", "code", "clock", "retry_after")}
     known = {name: value for name, value in facts.items() if value is not None}
     return {"type": type(error).__name__, "message": str(error), **known}
-
-
-@attrs.define
-class Statistics:
-    """What one answer took, counted while it came.
-
-    Attributes:
-        chunks: How many chunks there were; an error is none.
-        first: Seconds until the first. total: Seconds until the newest, an error included.
-        newest: The chunk that came last; None before the first.
-    """
-
-    chunks: int = 0
-    first: float = 0.0
-    total: float = 0.0
-    newest: CompletionChunk | None = None
-
-    def add(self, chunk: CompletionChunk) -> None:
-        """Count a chunk."""
-        self.total += chunk.chunk_latency
-        if chunk.error is None:
-            self.chunks += 1
-            self.newest = chunk
-        if self.chunks == 1:
-            self.first = self.total
-
-    def __str__(self) -> str:
-        times = f"first chunk {self.first:.3f} s, total {self.total:.3f} s"
-        return f"{self._tokens()}, {times}, {self._speed()}, finish reason: {self._finish_reason()}"
-
-    def _tokens(self) -> str:
-        usage = self.newest.usage if self.newest else None
-        if usage is None:
-            return "tokens unknown"
-        return f"{usage.total_tokens} tokens ({usage.prompt_tokens} prompt + {usage.completion_tokens} completion)"
-
-    def _speed(self) -> str:
-        """Return the rate after the first chunk: the wait for that one says nothing about it."""
-        streaming = self.total - self.first
-        return f"{(self.chunks - 1) / streaming:.1f} chunks/s" if streaming > 0 else "all chunks at once"
-
-    def _finish_reason(self) -> str:
-        """Return why the answer ended; "none" where it broke off, or where the server gave no reason."""
-        choices = self.newest.choices if self.newest else ()
-        return (choices[0].finish_reason if choices else None) or "none"

@@ -22,7 +22,8 @@ _QUOTED = 120
 
 def serve(host: str, port: int, pace: float, text: str | None) -> int:
     """Serve in the foreground until Ctrl-C, and return the exit status."""
-    server = StreamServer(host=host, port=port, reply_with=replies(pace, text), models=("chanstream-demo",))
+    models = ("chanstream-demo",)
+    server = StreamServer(host=host, port=port, reply_with=replies(pace, text), models=models, keep=0)
     try:
         server.start()
     except OSError as error:
