@@ -99,6 +99,7 @@ class _Cuttable:
         self._exchange: Exchange | None = None
         self._is_cut = False
         self._sock: Any = None
+        self._last: Any = None
         self._line: socket.socket | None = None
         super().__init__(*args, **kwargs)
 
@@ -109,11 +110,16 @@ class _Cuttable:
 
     @sock.setter
     def sock(self, sock: Any) -> None:
-        """Keep a second handle of a plain socket: TLS empties the first for as long as the handshake takes."""
+        """Keep what a cut has to reach.
+
+        The last socket there was: http.client lets go of it when the head says ``Connection: close``, and the body is
+        still to come. And a second handle of a plain socket: TLS empties the first for as long as it shakes hands.
+        """
         line = sock.dup() if self._is_tls and type(sock) is socket.socket else None
         with self._guard:
-            self._sock, old = sock, self._line
-            self._line = line
+            old, self._line = self._line, line
+            self._sock = sock
+            self._last = self._last if sock is None else sock
         if old is not None:
             old.close()
 
@@ -173,7 +179,7 @@ class _Cuttable:
         with self._guard:
             if self._exchange is exchange and not self._is_cut:
                 self._is_cut = True
-                _shut_down(self._sock if self._line is None else self._line)
+                _shut_down(self._last if self._line is None else self._line)
 
     def _serve(self) -> None:
         exchange = _current.exchange

@@ -64,6 +64,17 @@ def freed(server: StreamServer) -> bool:
     return within(PROMPT, lambda: producers() == 0) and server.wait_for(lambda s: s.open_connections == 0, PROMPT)
 
 
+class TestEveryFraming:
+    @pytest.mark.parametrize("framing", ["chunked", "content-length", "close"])
+    def test_close_wakes_the_reader(self, link: Link, framing: Any) -> None:
+        """A reader that waits for more of a body is woken whatever its framing, though nobody speaks."""
+        server = link.serve(Reply("one two three four", stall_after=2, framing=framing))
+        stream = link.client(server).chat_completion_stream(REQUEST)
+        assert within(5, lambda: stream.qsize() == 2)
+        stream.close()
+        assert freed(server)
+
+
 class TestEveryWayOut:
     @SILENCES
     def test_close_from_another_thread(self, link: Link, reply: Reply) -> None:
