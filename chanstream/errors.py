@@ -195,17 +195,17 @@ class APITimeoutError(APIConnectionError):
     partial: ChatCompletionResponse | None = None
 
     def __init__(self, message: str = "", *, clock: Clock = "total", seconds: float = 0.0) -> None:
-        super().__init__(message or f"{_CLOCKS[clock]} within {seconds:g} s (clock: {clock})")
+        super().__init__(message or f"{_CLOCKS[clock]} {seconds:g} s (clock: {clock})")
         self.clock = clock
         self.seconds = seconds
 
 
 _CLOCKS: dict[str, str] = {
-    "connect": "no connection",
-    "first_chunk": "no first chunk",
-    "idle": "no further chunk",
-    "total": "not finished",
-    "context": "not finished before the context's deadline, set",
+    "connect": "no connection within",
+    "first_chunk": "no first chunk within",
+    "idle": "no further chunk within",
+    "total": "not finished within",
+    "context": "not finished before the context's deadline of",
 }
 
 

@@ -46,8 +46,9 @@ def fences_to_code_blocks(*event: Any) -> None:
     lines[:] = "\n".join(lines).split("\n")
 
 
-def keep_colons(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+def keep_colons(*event: Any) -> None:
     """Keeps napoleon from taking what stands before a colon in a property's first line for its type, in place."""
+    _, what, *_, lines = event
     if what == "property":
         lines[:0] = ["..", ""]  # an empty comment is the first line now
 

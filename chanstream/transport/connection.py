@@ -238,3 +238,15 @@ class CuttableAdapter(HTTPAdapter):
         if not proxy.lower().startswith("socks"):
             manager.pool_classes_by_scheme = _POOLS
         return manager
+
+    def close(self) -> None:
+        """Close the connections that no request uses.
+
+        urllib3 closes those of a pool when the pool is collected, and an error's traceback can keep it for long.
+        """
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in list(manager.pools.keys()):
+                pool = manager.pools.get(key)
+                if pool is not None:
+                    pool.close()
+        super().close()

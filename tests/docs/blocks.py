@@ -1,12 +1,13 @@
 """The code blocks of a Markdown page, and how they are run.
 
-A page is run from top to bottom, in one namespace, as a reader would type it in. Three marks say what belongs to a
+A page is run from top to bottom, in one namespace, as a reader would type it in. Two marks say what belongs to a
 ``python`` block:
 
-- ``<!-- server: Reply(...), Reply(...) -->`` on the lines before it is what the server answers to it. The replies are
+- ``<!-- server: Reply(...), Reply(...) -->`` on the line before it is what the server answers to it. The replies are
   read as Python, and each must be asked for.
 - A ``text`` block right after it is what it prints; ``...`` stands for anything.
-- A block with ``def test_`` in it is for pytest: all such blocks of a page make one test file.
+
+A page on which there is a ``def test_`` is a test file instead, and pytest runs it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 _FENCE = re.compile(
-    r"(?:^<!-- (?P<mark>[a-z-]+)(?:: (?P<said>.*?))? -->\n+)?"
+    r"(?:^<!-- (?P<mark>[a-z-]+)(?:: (?P<said>[^\n]*))? -->\n)?"
     r"^```(?P<language>\S*)\n(?P<code>.*?)^```$"
     r"(?:\n+^```text\n(?P<printed>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
@@ -51,11 +52,6 @@ class Block:
     printed: str | None
 
     @property
-    def is_for_pytest(self) -> bool:
-        """Whether there are tests in it, which somebody has to call."""
-        return self.language == "python" and "def test_" in self.code
-
-    @property
     def placed(self) -> str:
         """The code, moved to the line at which it stands in the page, so that a traceback names that line."""
         return "\n" * (self.line - 1) + self.code
@@ -76,3 +72,15 @@ def blocks(page: Path) -> Iterator[Block]:
 def python_blocks(page: Path) -> list[Block]:
     """Return the Python blocks of a page."""
     return [block for block in blocks(page) if block.language == "python"]
+
+
+def is_test_file(page: Path) -> bool:
+    """Return whether the blocks of a page are for pytest."""
+    return any("def test_" in block.code for block in python_blocks(page))
+
+
+def table(page: Path, heading: str) -> list[list[str]]:
+    """Return the cells of the table below a heading, row by row, without its head."""
+    section = page.read_text("utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+    return rows[2:]

@@ -71,7 +71,7 @@ def internet(authority: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyP
     for dialect in DIALECTS.values():
         monkeypatch.setenv(dialect.key_variable, "a-key")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
-    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(socket, "getaddrinfo", net.resolve)
     with (
         StreamServer(reply_with=net.answer, tls=context) as net.secure,

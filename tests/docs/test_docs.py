@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import doctest
+import gc
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +13,18 @@ from typing import Any
 
 import pytest
 
+from chanstream import ChanstreamError, Timeout
+from chanstream.dialects import DIALECTS
 from chanstream.testing import Reply
-from tests.docs.blocks import PAGES, Block, python_blocks
+from tests.conftest import SCALE, Link
+from tests.docs.blocks import PAGES, ROOT, Block, is_test_file, python_blocks, table
 from tests.docs.conftest import Internet
 
-RUN = [page for page in PAGES if any(not block.is_for_pytest for block in python_blocks(page))]
-TESTED = [page for page in PAGES if any(block.is_for_pytest for block in python_blocks(page))]
+TESTED = [page for page in PAGES if is_test_file(page)]
+RUN = [page for page in PAGES if page not in TESTED and python_blocks(page)]
+
+DIALECT_ROWS = table(ROOT / "docs" / "tutorial.md", "Other servers")
+FAULTS = table(ROOT / "docs" / "testing.md", "A catalogue of faults")
 
 
 def scripted(block: Block) -> tuple[Reply | str, ...]:
@@ -43,19 +52,40 @@ def test_the_blocks_of_a_page(page: Path, internet: Internet, capsys: pytest.Cap
     """The Python blocks of a page, run from top to bottom, work and print what the page says."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in python_blocks(page):
-        if not block.is_for_pytest:
-            run(block, names, internet, capsys)
+        run(block, names, internet, capsys)
     names.clear()
+    gc.collect()  # the page does not close its clients; what is left of one is for the collector
 
 
 @pytest.mark.parametrize("page", TESTED, ids=lambda page: page.stem)
 def test_the_tests_of_a_page(page: Path, tmp_path: Path) -> None:
-    """The tests that a page shows pass when pytest is given them as one file."""
+    """A page that shows tests is a test file that pytest passes."""
     file = tmp_path / "test_page.py"
-    file.write_text("\n\n".join(block.code for block in python_blocks(page) if block.is_for_pytest), "utf-8")
-    root = Path(__file__).parents[2]
+    file.write_text("\n\n".join(block.code for block in python_blocks(page)), "utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", tmp_path, file],
-        cwd=root, capture_output=True, text=True, timeout=50, check=False,
+        cwd=ROOT, env={**os.environ, "no_proxy": "*"}, capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize(("fault", "reply", "end"), FAULTS, ids=[row[0] for row in FAULTS])
+def test_a_fault_of_the_catalogue(fault: str, reply: str, end: str, plain: Link) -> None:
+    """Each reply of the catalogue does to a stream what the page says."""
+    scripted = eval(reply.strip("`"), {"Reply": Reply, "math": math})
+    clocks = Timeout(first_chunk=0.5 * SCALE, idle=0.5 * SCALE)
+    try:
+        *_, last = plain.stream(scripted, timeout=clocks)
+    except ChanstreamError as error:
+        told = f"`{type(error).__name__}`, raised"
+    else:
+        told = f"`{type(last.error).__name__}`" if last.error else "the last chunk"
+        assert last.is_last_chunk is (last.error is None)
+    assert told == end
+
+
+def test_the_dialects_of_the_tutorial() -> None:
+    """The tutorial's table of dialects is that of the library."""
+    told = [[cell.removesuffix(" (the default)") for cell in row] for row in DIALECT_ROWS]
+    assert told == [[f'`"{d.name}"`', f"`{d.base_url}`", f"`{d.key_variable}`"] for d in DIALECTS.values()]
