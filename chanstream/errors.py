@@ -255,10 +255,15 @@ class CacheError(ChanstreamError):
 
 _E = TypeVar("_E", bound=ChanstreamError)
 
+_SHORTEST_SECRET = 8
+
 
 def redact(error: _E, secret: str) -> _E:
-    """Return ``error`` with ``***`` for ``secret`` wherever it stands in it: some servers repeat the key."""
-    if secret:
+    """Return ``error`` with ``***`` for ``secret`` wherever it stands in it: some servers repeat the key.
+
+    Not for the placeholders that local servers are given as keys (``test``, ``x``): they are words like others.
+    """
+    if len(secret) >= _SHORTEST_SECRET:
         error.args = _without(error.args, secret)
         for name, value in vars(error).items():
             setattr(error, name, _without(value, secret))

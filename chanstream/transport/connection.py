@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import socket
 import sys
 import threading
@@ -246,7 +247,15 @@ class CuttableAdapter(HTTPAdapter):
         """
         for manager in (self.poolmanager, *self.proxy_manager.values()):
             for key in list(manager.pools.keys()):
-                pool = manager.pools.get(key)
-                if pool is not None:
-                    pool.close()
+                _close_idle(manager.pools.get(key))
         super().close()
+
+
+def _close_idle(pool: HTTPConnectionPool | None) -> None:
+    """Take the idle connections out and close them; not ``pool.close()``, which fails requests that hold the pool."""
+    idle = getattr(pool, "pool", None)
+    with contextlib.suppress(queue.Empty):
+        while idle is not None:
+            connection = idle.get(block=False)
+            if connection is not None:
+                connection.close()

@@ -1,0 +1,1 @@
+"""The main job against servers that others wrote, installed from the package index and started by the tests."""

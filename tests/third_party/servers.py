@@ -1,0 +1,128 @@
+"""How to get servers that others wrote, and how to run one.
+
+They live in a virtual environment of their own: what they need must not be seen by the tests, nor by the library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import attrs
+
+from tests.conftest import SCALE, within
+
+PACKAGES = ("llmock==0.2.2", "stubllm==0.1.5")
+"""Both run on every CPython that we support, and have nothing to compile."""
+
+_INSTALL_TIME = 240 * SCALE
+_START_TIME = 30 * SCALE
+
+# Runs a console script by its name: the script's file names the folder that the environment was made in, and it moves.
+# The server ends with the tests, however they end: its standard input is a pipe that nobody else holds.
+_LAUNCH = """
+import os, sys, threading
+from importlib.metadata import entry_points
+threading.Thread(target=lambda: os._exit(len(os.read(0, 1))), daemon=True).start()
+script, = entry_points(group="console_scripts", name=sys.argv[1])
+del sys.argv[0]
+sys.exit(script.load()())
+"""
+
+
+class NotInstalledError(Exception):
+    """The servers are not here and cannot be brought here; the text says why."""
+
+
+def install(folder: Path) -> Path:
+    """Return the interpreter of an environment in ``folder`` that has the servers; made where it is not there yet.
+
+    It is made aside and moved into place when it is complete: one that was broken off is never used, and of two test
+    runs that make it at the same time one wins.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    home = folder / "-".join([str(sys.implementation.cache_tag), *PACKAGES])
+    if not _interpreter(home).exists():  # a link whose Python has gone counts as absent
+        shutil.rmtree(home, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as aside:
+            made = Path(aside, "venv")
+            _run([sys.executable, "-I", "-m", "venv", str(made)])
+            pip = [str(_interpreter(made)), "-I", "-m", "pip", "install", "--quiet", "--no-input"]
+            _run([*pip, "--disable-pip-version-check", *PACKAGES])
+            with contextlib.suppress(OSError):  # another run was faster; as good
+                made.rename(home)
+    return _interpreter(home)
+
+
+def _interpreter(home: Path) -> Path:
+    return home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def _run(command: Sequence[str]) -> None:
+    """Run a step of the installation.
+
+    Raises:
+        NotInstalledError: It failed or took too long; with the last line that it said.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_TIME, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise NotInstalledError(f"{' and '.join(PACKAGES)} cannot be installed in {_INSTALL_TIME:g} s") from error
+    if done.returncode:
+        last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+        raise NotInstalledError(f"{' and '.join(PACKAGES)} cannot be installed: {last}")
+
+
+@attrs.frozen
+class Server:
+    """A running server.
+
+    Attributes:
+        url: Where it is.
+        log: The file that it writes its log to.
+    """
+
+    url: str
+    log: Path
+
+    def connections(self, since: int = 0) -> int:
+        """Return how many connections were used to ask for completions, as its log tells from so many bytes on."""
+        return len(set(re.findall(rb":(\d+) - \"POST \S*/chat/completions ", self.log.read_bytes()[since:])))
+
+
+@contextlib.contextmanager
+def running(interpreter: Path, log: Path, *command: str) -> Iterator[Server]:
+    """Run a server on a free port for the length of the block; the block begins when it takes connections.
+
+    Args:
+        interpreter: The Python of the environment that has it.
+        log: The file for what it says.
+        command: The name of its console script, and arguments; the port is added.
+    """
+    with log.open("wb") as output, subprocess.Popen(
+        [interpreter, "-I", "-c", _LAUNCH, *command, "--port", "0"],
+        stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent,
+    ) as process:  # fmt: skip
+        try:
+            within(_START_TIME, lambda: _announced(log) or process.poll() is not None)
+            url = _announced(log)
+            assert url, f"{command[0]} does not start:\n{log.read_text()}"
+            host, _, port = url.removeprefix("http://").partition(":")
+            socket.create_connection((host, int(port)), _START_TIME).close()
+            yield Server(url, log)
+        finally:
+            process.kill()  # it has nothing to save; leaving the block then waits for its end
+
+
+def _announced(log: Path) -> str | None:
+    """Return the address that the server says it listens at: only it can have written this, whatever port it took."""
+    found = re.search(r"running on (http://[\d.]+:\d+)", log.read_text(errors="replace"))
+    return found and found[1]
