@@ -86,6 +86,26 @@ class CompletionStream(Channel[CompletionChunk]):
             raise chunk.error
         return chunk
 
+    def get_many(self, most: int | None = None, timeout: float | None = None) -> list[CompletionChunk]:
+        """Take all chunks that are there, at most ``most``, waiting for the first one as `get` does.
+
+        Raises:
+            As `get`. With ``errors="raise"`` the chunks before an error are given first, and it is raised by the next
+            call.
+        """
+        if self._errors == "inband":
+            return super().get_many(most, timeout)
+        chunks = [self.get(timeout=timeout)]
+        with self.mutex:
+            waiting = self._pipe.items
+            while waiting and waiting[0].error is None and len(chunks) != most:
+                chunks.append(self._pipe.get(0))
+        return chunks
+
+    def shutdown(self, immediate: bool = False) -> None:  # noqa: ARG002 - it always is
+        """Close the stream: `queue.Queue`'s name for it from Python 3.13 on."""
+        self.close()
+
     def collect(self) -> ChatCompletionResponse:
         """Take all chunks that are left and return the answer that they make.
 

@@ -41,9 +41,9 @@ class Channel(queue.Queue, Generic[T]):  # type: ignore[type-arg]  # queue.Queue
         self._pipe: Pipe[T] = pipe
         # What queue.Queue's own methods (qsize, empty, full, join, ...) look at is the pipe's.
         self.mutex = pipe.lock  # type: ignore[assignment]  # a reentrant one does all that a plain one does
-        self.not_empty = pipe.not_empty
-        self.not_full = pipe.not_full
-        self.all_tasks_done = threading.Condition(pipe.lock)
+        self.not_empty = threading.Condition(pipe.lock)
+        self.not_full = threading.Condition(pipe.lock)
+        self.all_tasks_done = pipe.all_tasks_done
 
     # -- queue.Queue's -----------------------------------------------------------------------------------------------
 

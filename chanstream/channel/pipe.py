@@ -5,11 +5,13 @@ consumer's end is noticed even while a producer waits for room.
 
 A producer that finds no room leaves its items as an *offer*; whoever takes an item moves the next offered one into its
 place, as Go's channels do. So the capacity is exact, order is kept among producers, and a producer with many items is
-woken once, when the last has gone, and not for each.
+woken once, when the last has gone in, and not for each.
 
-Locking: ``lock`` guards everything here. It is reentrant, because the garbage collector may run a consumer's finalizer,
-which abandons the pipe, in the middle of any step below. No other lock is taken while it is held, and waiters are
-called without it: so nothing can deadlock with it.
+Locking: ``lock`` guards everything here. No other lock is taken while it is held, and nobody is called. It is reentrant,
+because a signal handler, or a finalizer that the garbage collector runs, may close the pipe in the middle of a step of
+the same thread. Two rules make that safe. A step that changes things is marked as ``_busy``, and an intruder's change is
+put off until the step is done. And whoever waits registers first and looks then, so that an intruder's news in between
+is not missed; `threading.Condition` looks first.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from queue import Empty, Full
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import attrs
 
@@ -40,7 +42,7 @@ class ChannelStatistics:
         put: Items put in so far.
         taken: Items taken out so far.
         waiting_getters: Threads that wait for an item.
-        waiting_putters: Threads that wait for room.
+        waiting_putters: Producers that wait for room.
         closed: Whether nothing can be put any more.
     """
 
@@ -54,29 +56,52 @@ class ChannelStatistics:
     closed: bool
 
 
+class Offer(deque[T]):
+    """Items that wait for room in a pipe; empty once the last has gone in.
+
+    Attributes:
+        on_room: Whom to tell then, or when the pipe is closed.
+    """
+
+    on_room: Waiter | None = None
+
+
 class Pipe(Generic[T]):
     """A bounded queue that can be closed.
 
     Args:
         maxsize: Capacity in items; 0 or less for no limit.
 
-    Thread safety: every method may be called from any thread.
+    Attributes:
+        items: What waits in it.
+        closed: Whether nothing can be put any more.
+        ended: Whether the last item has been put (and nothing more can be).
+        final: The item that ended it; None while it has not.
+        error: What takers get after the last item, instead of a plain end.
+        unfinished: Items that were put and not yet reported as done (see `queue.Queue.task_done`).
+
+    Thread safety: every method may be called from any thread, and from finalizers and signal handlers those that never
+    block.
     """
 
     def __init__(self, maxsize: int = 0) -> None:
         self.maxsize = maxsize
         self.lock = threading.RLock()
-        self.not_empty = threading.Condition(self.lock)
-        self.not_full = threading.Condition(self.lock)
+        self.all_tasks_done = threading.Condition(self.lock)
         self.items: deque[T] = deque()
         self.closed = False
         self.ended = False
+        self.final: T | None = None
         self.error: BaseException | None = None
-        self.final: T | None = None  # the item that ended it
         self.unfinished = 0
-        self._offers: deque[deque[T]] = deque()
+        self._busy = False
+        self._put_off: list[Callable[[], None]] = []
+        self._offers: deque[Offer[T]] = deque()
+        self._told: list[Waiter] = []  # who is to be told something once the lock is free
+        self._news = False  # whether all waiters are
         self._waiters: dict[object, Waiter] = {}
-        self._getters = 0
+        self._getters: deque[Any] = deque()
+        self._others: deque[Any] = deque()
         self._put = 0
         self._dropped = 0
         self._most_depth = 0
@@ -90,41 +115,55 @@ class Pipe(Generic[T]):
             ChannelClosedError: The pipe is closed; what had no room is not in it.
             queue.Full: There was no room in time; what had room is in it.
         """
+        _check(timeout)
         offer = self.offer(items)
         if offer:
             self.wait_for_room(offer, timeout)
 
-    def offer(self, items: Iterable[T]) -> deque[T]:
+    def offer(self, items: Iterable[T], on_room: Waiter | None = None) -> Offer[T]:
         """Put items in as far as there is room; never blocks.
 
+        Args:
+            items: The items.
+            on_room: Called, once and without any lock, when the last has gone in or the pipe is closed; not called if
+                all had room. It must neither block nor raise.
+
         Returns:
-            What had no room, which goes in by itself as items are taken: truthy until the last has gone in. Give it
-            to `wait_for_room` before offering more.
+            What had no room, and goes in by itself as items are taken; empty if all had. Either wait for ``on_room``
+            or give it to `wait_for_room` before offering more.
 
         Raises:
             ChannelClosedError: The pipe is closed.
         """
-        offer = deque(items)
+        offer = Offer(items)
         with self.lock:
             if self.closed or self.ended:
                 raise ChannelClosedError("the channel is closed")
-            self._offers.append(offer)
-            self._admit()
-        self._wake_waiters()
+            if not offer:
+                return offer
+            self._busy = True
+            try:
+                self._offers.append(offer)
+                self._admit()
+                if offer:
+                    offer.on_room = on_room
+            finally:
+                self._busy = False
+        self._after()
         return offer
 
-    def wait_for_room(self, offer: deque[T], timeout: float | None = None) -> None:
+    def wait_for_room(self, offer: Offer[T], timeout: float | None = None) -> None:
         """Wait until all that was offered is in; raises as `put_many`, and then takes the rest back."""
-        with self.lock:
-            try:
-                self.not_full.wait_for(lambda: not offer or self.closed, timeout)
-            finally:
-                if offer:  # the time is up, or somebody pressed Ctrl-C
-                    self._offers = deque(other for other in self._offers if other is not offer)
-            if offer and self.closed:
-                raise ChannelClosedError("the channel was closed while waiting for room")
-            if offer:
-                raise Full
+        try:
+            with self.lock:
+                self._wait(self._others, lambda: not offer or self.closed, timeout)
+        finally:
+            if offer:  # the time is up, or somebody pressed Ctrl-C
+                self._change(lambda: self._withdraw(offer))
+        if offer and self.closed:
+            raise ChannelClosedError("the channel was closed while waiting for room")
+        if offer:
+            raise Full
 
     def end(self, items: Iterable[T]) -> None:
         """Put the last items in (one at least), after all that is offered, and let no more in.
@@ -132,14 +171,8 @@ class Pipe(Generic[T]):
         They go in beyond the capacity if need be: this never blocks. On a pipe that has ended or is closed it does
         nothing, so that of several ends only the first counts.
         """
-        with self.lock:
-            if self.ended or self.closed:
-                return
-            self.ended = True
-            self._offers.append(deque(items))
-            self._admit(beyond=True)
-            self.final = self.items[-1] if self.items else None
-        self._wake_waiters()
+        last = Offer(items)
+        self._change(lambda: self._end(last))
 
     def close(self, error: BaseException | None = None) -> None:
         """Let nothing more in; what is in can still be taken out.
@@ -147,19 +180,12 @@ class Pipe(Generic[T]):
         Args:
             error: What takers get once all is taken; by default they just see the end.
         """
-        with self.lock:
-            dropped = self._shut(error)
-        self._wake_waiters()
-        del dropped  # items may have finalizers, which shall not run under the lock
+        self._change(lambda: self._shut(error))
 
     def abandon(self) -> None:
         """Close, and drop what is in: nobody will take it."""
-        with self.lock:
-            dropped = self._shut(None), self.items
-            self._dropped += len(self.items)
-            self.items, self.error = deque(), None
-        self._wake_waiters()
-        del dropped  # as above
+        dropped: list[deque[T]] = []  # emptied here and not under the lock, because items may have finalizers
+        self._change(lambda: dropped.append(self._drop()))
 
     # -- the consumer's side ----------------------------------------------------------------------------------------
 
@@ -173,26 +199,43 @@ class Pipe(Generic[T]):
         with self.lock:
             if not self.items:
                 self._wait_for_item(timeout)
-            item = self.items.popleft()
-            if self._offers:
-                self._admit()
+            self._busy = True
+            try:
+                item = self.items.popleft()
+                if self._offers:
+                    self._admit()
+            except IndexError:  # between the look and the step an intruder abandoned it
+                raise ChannelClosedError("the channel is closed and empty") from None
+            finally:
+                self._busy = False
+        if self._told or self._put_off:
+            self._after()
         return item
 
     def get_many(self, most: int | None = None, timeout: float | None = None) -> list[T]:
         """Take all items that are there, at most ``most``, waiting for the first one as `get` does."""
+        _check(timeout)
+        if most is not None and most < 1:
+            raise ValueError(f"most: expected 1 or more, got {most!r}")
         with self.lock:
             if not self.items:
                 self._wait_for_item(timeout)
-            count = len(self.items) if most is None else min(most, len(self.items))
-            taken = [self.items.popleft() for _ in range(count)]
-            if self._offers:
+            self._busy = True
+            try:
+                count = len(self.items) if most is None else min(most, len(self.items))
+                taken = [self.items.popleft() for _ in range(count)]
                 self._admit()
+            finally:
+                self._busy = False
+        self._after()
+        if not taken:  # as in `get`
+            raise ChannelClosedError("the channel is closed and empty")
         return taken
 
     def wait_closed(self, timeout: float) -> bool:
         """Wait until the pipe is closed, at most ``timeout`` seconds; return whether it is."""
         with self.lock:
-            return self.not_full.wait_for(lambda: self.closed, timeout)
+            return self._wait(self._others, lambda: self.closed, timeout)
 
     def readable(self) -> bool:
         """Return whether `get` would return or raise at once."""
@@ -221,12 +264,12 @@ class Pipe(Generic[T]):
                 most_depth=self._most_depth,
                 put=self._put,
                 taken=self._put - self._dropped - len(self.items),
-                waiting_getters=self._getters,
+                waiting_getters=len(self._getters),
                 waiting_putters=len(self._offers),
                 closed=self.closed,
             )
 
-    # -- with the lock held -----------------------------------------------------------------------------------------
+    # -- steps, with the lock held and marked as busy -----------------------------------------------------------------
 
     def _admit(self, beyond: bool = False) -> None:
         """Move offered items in, in order, as far as there is room."""
@@ -238,48 +281,138 @@ class Pipe(Generic[T]):
                 self.items.extend(offer.popleft() for _ in range(room))
                 self._put += room
                 self.unfinished += room
-                if self._getters:
-                    self.not_empty.notify(room)
+                self._wake(self._getters, room)
+                self._news = True
             if offer:
                 break
             self._offers.popleft()
-            self.not_full.notify_all()
+            self._retire(offer)
         self._most_depth = max(self._most_depth, len(self.items))
 
-    def _wait_for_item(self, timeout: float | None) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._getters += 1
-        try:
-            while not self.items:
-                if self.closed:
-                    raise self.error or ChannelClosedError("the channel is closed and empty")
-                wait = None if deadline is None else deadline - time.monotonic()
-                if wait is not None and wait <= 0:
-                    raise Empty
-                self.not_empty.wait(wait)
-        finally:
-            self._getters -= 1
+    def _retire(self, offer: Offer[T]) -> None:
+        """See to it that who made an offer hears that it waits no longer."""
+        if offer.on_room is not None:
+            self._told.append(offer.on_room)
+        self._wake(self._others)
 
-    def _shut(self, error: BaseException | None) -> deque[deque[T]]:
-        """Close, and return the offers that are refused by it."""
+    def _withdraw(self, offer: Offer[T]) -> None:
+        self._offers = deque(other for other in self._offers if other is not offer)
+        self._admit()
+
+    def _end(self, last: Offer[T]) -> None:
+        if self.ended or self.closed:
+            return
+        self.ended = True
+        self.final = last[-1]
+        self._offers.append(last)
+        self._admit(beyond=True)
+
+    def _shut(self, error: BaseException | None) -> None:
         if self.closed:
-            return deque()
+            return
         self.closed = self.ended = True
         self.error = error
         refused, self._offers = self._offers, deque()
-        self.not_empty.notify_all()
-        self.not_full.notify_all()
-        return refused
+        for offer in refused:
+            self._retire(offer)
+        self._wake(self._getters)
+        self._wake(self._others)
+        self._news = True
 
-    # -- without it -------------------------------------------------------------------------------------------------
+    def _drop(self) -> deque[T]:
+        self._shut(None)
+        self.error = None
+        dropped, self.items = self.items, deque()
+        self._dropped += len(dropped)
+        self.unfinished = max(0, self.unfinished - len(dropped))
+        if not self.unfinished:
+            self.all_tasks_done.notify_all()
+        return dropped
 
-    def _wake_waiters(self) -> None:
-        if self._waiters:
+    @staticmethod
+    def _wake(waiting: deque[Any], most: int | None = None) -> None:
+        """Wake threads that wait, those that have waited longest first."""
+        for _ in range(len(waiting) if most is None else min(most, len(waiting))):
+            waiting.popleft().release()
+
+    # -- around the steps -------------------------------------------------------------------------------------------
+
+    def _change(self, step: Callable[[], None]) -> None:
+        """Do a step now; or, in the middle of another of the same thread, right after that."""
+        with self.lock:
+            if self._busy:
+                self._put_off.append(step)
+                return
+            self._busy = True
+            try:
+                step()
+            finally:
+                self._busy = False
+        self._after()
+
+    def _after(self) -> None:
+        """Do what was put off, and tell who wants to know; without the lock."""
+        while self._put_off:
             with self.lock:
-                waiters = list(self._waiters.values())
-            for waiter in waiters:
+                if self._busy:  # we are an intruder ourselves: the step that we interrupted comes here too
+                    return
+                steps, self._put_off = self._put_off, []
+            for step in steps:
+                self._change(step)
+        while self._told or (self._news and self._waiters):
+            with self.lock:
+                told, self._told = self._told, []
+                if self._news:
+                    told += self._waiters.values()
+                self._news = False
+            for waiter in told:
                 waiter()
+
+    # -- waiting, with the lock held ----------------------------------------------------------------------------------
+
+    def _wait_for_item(self, timeout: float | None) -> None:
+        if not self._wait(self._getters, lambda: self.items or self.closed, timeout):
+            raise Empty
+        if not self.items:
+            raise self.error or ChannelClosedError("the channel is closed and empty")
+
+    def _wait(self, waiting: deque[Any], ready: Callable[[], object], timeout: float | None) -> bool:
+        """Wait until ``ready()``, at most so many seconds; return whether it is."""
+        if ready():
+            return True
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiter = threading.Lock()
+        waiter.acquire()
+        while True:
+            left = -1.0 if deadline is None else deadline - time.monotonic()
+            if deadline is not None and left <= 0:
+                return bool(ready())
+            waiting.append(waiter)
+            try:
+                if not ready():
+                    self._sleep(waiter, left)
+            except BaseException:  # Ctrl-C: the news that may have come for this thread is for the next one
+                if waiter not in waiting:
+                    self._wake(waiting, 1)
+                raise
+            finally:
+                if waiter in waiting:  # else it was taken out by whoever woke it
+                    waiting.remove(waiter)
+            if ready():
+                return True
+
+    def _sleep(self, waiter: Any, seconds: float) -> None:
+        self.lock.release()
+        try:
+            waiter.acquire(True, seconds)
+        finally:
+            self.lock.acquire()
 
     def _forget(self, key: object) -> None:
         with self.lock:
             self._waiters.pop(key, None)
+
+
+def _check(timeout: float | None) -> None:
+    if timeout is not None and timeout < 0:
+        raise ValueError("'timeout' must be a non-negative number")

@@ -9,8 +9,9 @@ import attrs
 
 from ..errors import request_id_in
 
-_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_STEP = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
+_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "ns": 1e-9}
+_NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?")
+_STEP = re.compile(rf"({_NUMBER.pattern})(ms|us|ns|d|h|m|s)")
 
 
 @attrs.frozen
@@ -77,10 +78,8 @@ def _count(text: str) -> int | None:
 
 def seconds_in(text: str) -> float | None:
     """Return the seconds of a duration as Groq and OpenAI write it (``2m59.56s``, ``6ms``), or of a bare number."""
+    text = text.encode("latin-1", "replace").decode("utf-8", "replace").replace("µ", "u")  # a header is read as Latin-1
     steps = _STEP.findall(text)
     if steps and "".join(number + unit for number, unit in steps) == text:
         return sum(float(number) * _UNITS[unit] for number, unit in steps)
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return float(text) if _NUMBER.fullmatch(text) else None

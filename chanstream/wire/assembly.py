@@ -149,7 +149,6 @@ class _Call:
     def __init__(self) -> None:
         self._id = ""
         self._type: str | None = None
-        self._index: int | None = None
         self._name = ""
         self._arguments: list[str] = []
         self._extra: dict[str, Any] = {}
@@ -187,7 +186,6 @@ class _Call:
     def add(self, fragment: ToolCall) -> None:
         self._id = self._id or _id_of(fragment)
         self._type = self._type or fragment.type
-        self._index = fragment.index if self._index is None else self._index
         name, piece = fragment.function.name, fragment.function.arguments
         if name and name != self._name:
             self._name += name  # a server may send the name in pieces
@@ -199,7 +197,8 @@ class _Call:
 
     def whole(self) -> ToolCall:
         function = FunctionCall(self._name, "".join(self._arguments))
-        return ToolCall(self._id or None, function, self._index, self._type or "function")
+        # Without the index, so that it can be sent back as it is: its place in the list says the same.
+        return ToolCall(self._id or None, function, type=self._type or "function")
 
 
 def _id_of(fragment: ToolCall) -> str:

@@ -106,7 +106,7 @@ class EventParser:
         if not block.strip():
             return None
         text = block.decode("utf-8", "replace").encode()  # the standard's decoder replaces what is no UTF-8
-        lines = [line for line in text.split(b"\n") if _counts(line)]
+        lines = [line for line in text.split(b"\n") if line and _counts(line)]
         kind, retry = "message", None
         pieces = []
         # sseclient-py takes time quadratic in an event's lines, so it gets some at a time, and the type so far.

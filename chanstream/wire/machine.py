@@ -206,6 +206,7 @@ class StreamMachine:
         if last is None:
             last = self._made_up()
             self._stamp(last, now)
+        last.choices = last.choices or self._all_choices()
         for choice in last.choices:
             choice.finish_reason = choice.finish_reason or self._finished.get(choice.index)
         last.usage = self._usage
@@ -232,8 +233,11 @@ class StreamMachine:
     def _made_up(self) -> CompletionChunk:
         """Return an empty chunk for a stream that ended with ``[DONE]`` and gave no (or not every) finish reason."""
         like = self._previous
-        choices = [StreamChoice(index) for index in sorted(self._unfinished)] or [StreamChoice()]
-        return CompletionChunk(like.id, like.object, like.created, like.model, choices)
+        return CompletionChunk(like.id, like.object, like.created, like.model)
+
+    def _all_choices(self) -> list[StreamChoice]:
+        """Return empty choices, so that a last chunk without any has some to look at: those that lack a reason first."""
+        return [StreamChoice(index) for index in [*sorted(self._unfinished), *sorted(self._finished)] or [0]]
 
     def _stamp(self, chunk: CompletionChunk, now: float) -> None:
         elapsed = max(self._elapsed, int((now - self._started) * _TICKS) / _TICKS)

@@ -1,0 +1,193 @@
+"""One stream on its way from the wire to the channel: what the engines have in common.
+
+An engine feeds bytes; the flow gives them to the machine, hands the chunks over, keeps the clocks, and ends the stream
+when it is cancelled. A cancel, from whatever thread, ends the stream itself: it puts the error chunk in, closes the
+pipe and shuts the connection down, so that the consumer never waits for the engine to notice. The timer thread does
+the same when a clock runs out.
+
+Locking: ``_lock`` guards the machine, and that its chunks go into the pipe in the order in which it made them: whoever
+feeds or fails the machine hands its chunks over before letting go of the lock. The pipe's lock is taken inside it,
+never the other way round. Nothing blocks under it: chunks that find no room are in the pipe's hands already, so that a
+cancel at that moment ends the stream after them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from .. import timers
+from ..channel import Offer, Pipe
+from ..errors import APITimeoutError, ChannelClosedError, ChanstreamError
+from ..models.chunk import CompletionChunk
+from ..transport.session import Answer, Call
+from ..wire.machine import HOLD_SECONDS, StreamMachine
+
+DRAIN_BYTES = 64 * 1024
+"""How much is read after the end of the answer, so that the connection can be used again. Enough for what servers
+send there (``[DONE]``, usage, a blank line); a server that sends more loses its connection."""
+
+DRAIN_SECONDS = 0.25
+"""How long that may take. Where the server is done it takes no time; where it holds the body open, the consumer's loop
+ends this much after the last chunk."""
+
+_NEVER = float("inf")
+
+
+class Line(Protocol):
+    """Where the bytes come from, as far as a flow has to do with it."""
+
+    def cancel(self) -> None:
+        """Wake the reader and let the rest go, from any thread."""
+
+    def close(self) -> None:
+        """Free the connection."""
+
+
+class Flow:
+    """One stream between its line and its pipe.
+
+    Attributes:
+        context: Whose end ends the stream.
+        on_room: Called, from any thread, when chunks that waited for room wait no longer.
+
+    Thread safety: one thread begins, feeds and ends; `fail` and `cancel` may be called from any thread.
+    """
+
+    def __init__(
+        self, call: Call, answer: Answer, line: Line, machine: StreamMachine, pipe: Pipe[CompletionChunk]
+    ) -> None:
+        self.on_room: Callable[[], None] | None = None
+        self.context = call.context
+        self._line = line
+        self._machine = machine
+        self._pipe = pipe
+        self._timeout = call.timeout
+        self._asked_at = answer.asked_at
+        self._lock = threading.RLock()
+        self._timer: timers.Timer | None = None
+        self._timer_due = _NEVER
+        self._blocked = False
+        self._resumed_at = answer.asked_at
+        self._ended_at: float | None = None
+        self._drained = 0
+        self._forget: Callable[[], None] | None = None
+
+    def begin(self) -> None:
+        """Let the context and the clocks reach the stream."""
+        self._forget = self.context.on_done(self.cancel)
+        self._arm()
+
+    def feed(self, data: bytes) -> Offer[CompletionChunk] | None:
+        """Take in bytes of the body, b"" for its clean end; return the chunks that wait for room, if any."""
+        if self._machine.ended:
+            self._drained += len(data)
+            return None
+        now = time.monotonic()
+        with self._lock:
+            chunks = self._machine.feed(data, now) if data else self._machine.eof(now)
+            waiting = self._hand_over(chunks)
+            self._blocked = waiting is not None
+        self._arm()
+        return waiting
+
+    def resume(self) -> None:
+        """Note that there is room again: until now it was the consumer who was slow, and no clock ran."""
+        with self._lock:
+            self._resumed_at = time.monotonic()
+            self._blocked = False
+        self._arm()
+
+    def fail(self, error: ChanstreamError) -> None:
+        """End the stream with ``error``, unless it has ended."""
+        with self._lock:
+            self._hand_over(self._machine.fail(error, time.monotonic()))
+
+    def cancel(self, error: ChanstreamError) -> None:
+        """End the stream with ``error`` now."""
+        self.fail(error)
+        self._pipe.close()
+        self._line.cancel()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be read: the stream was cancelled, or the server goes on after its end."""
+        return self.context.done() or self._drained > DRAIN_BYTES
+
+    def end(self) -> None:
+        """Free everything, after the last byte."""
+        if self._forget is not None:
+            self._forget()
+        self._disarm()
+        self._line.close()
+        self.context.release()
+        self._pipe.close()  # after the connection went back: the next request of the consumer finds it
+
+    def _hand_over(self, chunks: list[CompletionChunk]) -> Offer[CompletionChunk] | None:
+        """Put chunks into the pipe, in the lock, without blocking; return those that wait for room."""
+        if not chunks:
+            return None
+        if self._machine.ended:
+            self._ended_at = time.monotonic()
+            self._pipe.end(chunks)
+            return None
+        with contextlib.suppress(ChannelClosedError):  # nobody takes them: the context says so too, in a moment
+            return self._pipe.offer(chunks, self.on_room) or None
+        return None
+
+    # -- clocks -----------------------------------------------------------------------------------------------------
+
+    def _due(self) -> float:
+        """Return when the next clock runs out, as things stand."""
+        machine = self._machine
+        if self._ended_at is not None:
+            return self._ended_at + DRAIN_SECONDS
+        if self._blocked:
+            return _NEVER
+        if machine.hold_until is not None:
+            return max(machine.hold_until, self._resumed_at + HOLD_SECONDS)
+        if machine.last_event is None:
+            return self._asked_at + _or_never(self._timeout.first_chunk)
+        return max(machine.last_event, self._resumed_at) + _or_never(self._timeout.idle)
+
+    def _arm(self) -> None:
+        """See to it that the timer calls in time. Only a clock that now ends earlier needs a new timer."""
+        due = self._due()
+        if due < self._timer_due:
+            self._disarm()
+            self._timer_due = due
+            self._timer = timers.call_at(due, self._on_time)
+
+    def _disarm(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
+
+    def _on_time(self) -> float | None:
+        """Act on a clock that has run out, in the timer thread; return when to come back if none has."""
+        with self._lock:
+            due = self._due()
+            if time.monotonic() < due:
+                self._timer_due = due
+                return None if due == _NEVER else due
+            ended = self._ended_at is not None
+            if not ended and self._machine.hold_until is not None:
+                self._hand_over(self._machine.tick(time.monotonic()))
+                ended = True
+        if ended:
+            self._line.cancel()  # enough of draining, or of waiting for the usage
+        else:
+            self.context.cancel(self._timed_out())
+        return None
+
+    def _timed_out(self) -> APITimeoutError:
+        if self._machine.last_event is None:
+            return APITimeoutError(clock="first_chunk", seconds=self._timeout.first_chunk or 0.0)
+        return APITimeoutError(clock="idle", seconds=self._timeout.idle or 0.0)
+
+
+def _or_never(seconds: float | None) -> float:
+    return _NEVER if seconds is None else seconds
