@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -247,17 +248,22 @@ def _key(given: str | None, dialect: Dialect) -> str:
 
 def _base_url(value: str) -> str:
     """Return the URL that paths are appended to."""
-    _typed("base_url", value, str)
-    try:
-        parts = urlsplit(value.strip())
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-            raise ValueError  # noqa: TRY301 - told below, as a port that is no number is
-    except ValueError:
-        raise ValueError(f"base_url: expected an http or https URL, got {value!r}") from None
-    if parts.username is not None or parts.query or parts.fragment:
+    value = _typed("base_url", value, str).strip()
+    if "@" in value or "?" in value or "#" in value:
         raise ValueError("base_url: expected a URL without user, query and fragment")  # not shown: it may hold a secret
+    try:
+        parts = urlsplit(value)
+        host_and_port = _HOST.fullmatch(parts.hostname or ""), parts.port
+    except ValueError:  # a port that is no number, half a bracket
+        raise ValueError(f"base_url: expected an http or https URL, got {value!r}") from None
+    if parts.scheme not in ("http", "https") or not host_and_port[0] or host_and_port[1] == 0 or _BLANK.search(value):
+        raise ValueError(f"base_url: expected an http or https URL, got {value!r}")
     path = parts.path.rstrip("/") or "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+_HOST = re.compile(r"[^.*%\\][^*%\\]*")
+_BLANK = re.compile(r"[\x00-\x20\x7f]")
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:

@@ -27,12 +27,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger("chanstream")
 
 
+_LONGEST = threading.TIMEOUT_MAX
+"""What Python can wait for at most: centuries on most systems."""
+
+
 def _check_seconds(name: str, value: Any) -> None:
     """Raise unless ``value`` is a usable number of seconds; the error names the field."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number of seconds, got {value!r}")
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name}: expected more than 0 seconds, and None for no limit; got {value!r}")
+    if not 0 < value <= _LONGEST:
+        raise ValueError(f"{name}: expected seconds above 0 and up to {_LONGEST:.0f}, got {value!r}; None is no limit")
 
 
 def _seconds_or_none(_: object, field: Any, value: float | None) -> None:
@@ -85,7 +89,7 @@ class Context:
         self._error: ChanstreamError | None = None
         self._callbacks: dict[object, Callable[[ChanstreamError], object]] = {}
         self._parent: tuple[Context, object] | None = None
-        self._timer: timers.Timer | None = None
+        self._timers: list[timers.Timer] = []
         self.deadline: float | None = None
         if timeout is not None:
             _check_seconds("timeout", timeout)
@@ -164,7 +168,12 @@ class Context:
         deadline = time.monotonic() + seconds
         if self.deadline is None or deadline < self.deadline:
             self.deadline = deadline
-        self._timer = timers.call_at(deadline, lambda: self.cancel(error))
+        timer = timers.call_at(deadline, lambda: self.cancel(error))
+        with self._lock:
+            if self._error is None:
+                self._timers.append(timer)
+                return
+        timer.stop()  # it was cancelled meanwhile
 
     def release(self) -> None:
         """Let go of the parent and the deadline, when the work has ended: a long-lived parent keeps nothing of it."""
@@ -194,10 +203,10 @@ class Context:
     def _detach(self) -> None:
         with self._lock:
             parent, self._parent = self._parent, None
-            timer, self._timer = self._timer, None
+            mine, self._timers = self._timers, []
         if parent is not None:
             parent[0]._forget(parent[1])  # noqa: SLF001 - of the same class
-        if timer is not None:
+        for timer in mine:
             timer.stop()
 
     def __enter__(self) -> Context:

@@ -55,7 +55,7 @@ class _Timers:
         self._cond = threading.Condition(threading.RLock())
         self._heap: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()  # two timers at the same instant are not compared
-        self._live = 0
+        self._live: set[Timer] = set()  # add and discard are atomic, as steps that a finalizer may interrupt must be
         self._thread: threading.Thread | None = None
 
     def start(self, when: float, callback: Callable[[], float | None]) -> Timer:
@@ -65,7 +65,10 @@ class _Timers:
                 thread = threading.Thread(target=self._run, name="chanstream-timers", daemon=True)
                 thread.start()  # which may fail; it waits for the lock
                 self._thread = thread
-            self._live += 1
+            if len(self._heap) > 2 * len(self._live) + _SLACK:
+                self._heap = [entry for entry in self._heap if entry[2].live]
+                heapq.heapify(self._heap)
+            self._live.add(timer)
             self._push(when, timer)
         return timer
 
@@ -73,12 +76,9 @@ class _Timers:
         with self._cond:
             if timer.live:
                 timer.live = False
-                self._live -= 1
+                self._live.discard(timer)
                 if not self._live:
                     self._cond.notify()  # the thread may end
-                elif len(self._heap) > 2 * self._live + _SLACK:
-                    self._heap = [entry for entry in self._heap if entry[2].live]
-                    heapq.heapify(self._heap)
 
     def _push(self, when: float, timer: Timer) -> None:
         heapq.heappush(self._heap, (when, next(self._order), timer))

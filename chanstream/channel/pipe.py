@@ -7,11 +7,11 @@ A producer that finds no room leaves its items as an *offer*; whoever takes an i
 place, as Go's channels do. So the capacity is exact, order is kept among producers, and a producer with many items is
 woken once, when the last has gone in, and not for each.
 
-Locking: ``lock`` guards everything here. No other lock is taken while it is held, and nobody is called. It is reentrant,
-because a signal handler, or a finalizer that the garbage collector runs, may close the pipe in the middle of a step of
-the same thread. Two rules make that safe. A step that changes things is marked as ``_busy``, and an intruder's change is
-put off until the step is done. And whoever waits registers first and looks then, so that an intruder's news in between
-is not missed; `threading.Condition` looks first.
+Locking: ``lock`` guards everything here. No other lock is taken while it is held, and nobody is called. It is
+reentrant, because a signal handler, or a finalizer that the garbage collector runs, may close the pipe in the middle
+of a step of the same thread. Two rules make that safe. A step that changes things is marked as ``_busy``, and an
+intruder's change is put off until the step is done. And whoever waits registers first and looks then, so that an
+intruder's news in between is not missed; `threading.Condition` looks first.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import Any
 
 import attrs
 
-from .codec import Model, each, extra_field, loaded, mapping, not_empty, of_type
+from .codec import Model, each, extra_field, finite, loaded, mapping, named, not_empty, of_type
 from .messages import AssistantMessage, ChatMessage, messages_from
-from .tools import Tool, ToolCall, ToolChoice, named, tool_choice_from, tools_from
+from .tools import Tool, ToolCall, ToolChoice, tool_choice_from, tools_from
 
 
 class FinishReason(str, Enum):
@@ -44,12 +44,16 @@ class JSONSchema(Model):
     extra: Mapping[str, Any] = extra_field()
 
 
+def _json_schema(value: Any) -> JSONSchema:
+    return value if isinstance(value, JSONSchema) else JSONSchema.from_dict(mapping(value, "a JSON Schema"))
+
+
 @attrs.frozen
 class ResponseFormat(Model):
     """The form that the answer must have: ``"text"``, ``"json_object"``, or ``"json_schema"`` with a schema."""
 
     type: str = attrs.field(default="text", validator=of_type(str))
-    json_schema: JSONSchema | None = loaded(JSONSchema.from_dict, default=None)
+    json_schema: JSONSchema | None = loaded(_json_schema, default=None, converter=named("json_schema", _json_schema))
     extra: Mapping[str, Any] = extra_field()
 
     def __attrs_post_init__(self) -> None:
@@ -65,7 +69,7 @@ def _response_format(value: Any) -> ResponseFormat:
 
 def _number(optional_kind: type = float) -> Any:
     kinds = (int,) if optional_kind is int else (int, float)
-    return attrs.field(default=None, kw_only=True, validator=of_type(*kinds, optional=True))
+    return attrs.field(default=None, kw_only=True, validator=[of_type(*kinds, optional=True), finite])
 
 
 def _flag() -> Any:

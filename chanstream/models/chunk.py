@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from .chat import UsageInfo
+from .codec import plain
 from .content import Content, chunks_from, text_of, thoughts_of
 from .messages import reasoning_in
 from .tools import ToolCall, tool_calls_from
@@ -58,7 +59,8 @@ class DeltaMessage:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the delta's JSON object, as it came."""
-        return dict(self.raw)
+        fields = {"role": self.role, "content": plain(self.content), "tool_calls": plain(self.tool_calls) or None}
+        return dict(self.raw) or {name: value for name, value in fields.items() if value is not None}
 
 
 @attrs.define

@@ -8,6 +8,7 @@ What the wire has and the model does not know, explicit nulls among it, lies in 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -22,7 +23,12 @@ _V = TypeVar("_V")
 
 def extra_field() -> Any:
     """Return the attrs field for what a model does not know."""
-    return attrs.field(factory=dict, kw_only=True, converter=dict)
+    return attrs.field(factory=dict, kw_only=True, converter=_extra)
+
+
+def _extra(value: Any) -> dict[str, Any]:
+    with at("extra"):
+        return dict(mapping(value, "fields"))
 
 
 def loaded(load: Callable[[Any], Any], **more: Any) -> Any:
@@ -46,6 +52,12 @@ def of_type(*kinds: type, optional: bool = False) -> Callable[[Any, Any, Any], N
 
     expected = " or ".join(kind.__name__ for kind in kinds)
     return check
+
+
+def finite(_: Any, field: Any, value: float | None) -> None:
+    """Be an attrs validator: the number is one that JSON has."""
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{field.name}: expected a finite number, got {value!r}")
 
 
 def not_empty(_: Any, field: Any, value: str) -> None:
@@ -85,11 +97,12 @@ class Model:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of this value: unset fields are left out; 0, False and "" are not."""
-        data = {name: plain(getattr(self, name)) for name in _names(type(self))}
-        data = {name: value for name, value in data.items() if value is not None}
-        for name, value in self.extra.items():
-            data.setdefault(name, value)
-        return data
+        data = {}
+        for name, default in _defaults(type(self)).items():
+            value = getattr(self, name)
+            if value is not None and not (name in self.extra and value == default):  # it came as null
+                data[name] = plain(value)
+        return {**self.extra, **data}
 
     @classmethod
     def from_dict(cls: type[_M], data: Mapping[str, Any]) -> _M:
@@ -149,6 +162,18 @@ def each(load: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     return load_all
 
 
+def named(field: str, load: Any) -> Any:
+    """Return ``load`` as an attrs converter that lets None be and whose errors name the field."""
+
+    def convert(value: Any) -> Any:
+        if value is None:
+            return None
+        with at(field):
+            return load(value)
+
+    return convert
+
+
 def _per_class(function: Callable[[Any], _V]) -> Callable[[Any], _V]:
     """Return ``function``, computed once for each class."""
     return cache(function)
@@ -159,8 +184,12 @@ def _fields(cls: Any) -> Iterable[Any]:
 
 
 @_per_class
-def _names(cls: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in _fields(cls))
+def _defaults(cls: Any) -> dict[str, Any]:
+    return {field.name: _default(field.default) for field in _fields(cls)}
+
+
+def _default(value: Any) -> Any:
+    return value.factory() if isinstance(value, attrs.Factory) else value  # type: ignore[arg-type]  # it is a class
 
 
 @_per_class

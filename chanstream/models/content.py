@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from .codec import Model, constant, each, extra_field, loaded, mapping, of_type
+from .codec import Model, at, constant, each, extra_field, mapping, of_type
 
 
 @attrs.frozen
@@ -74,20 +74,21 @@ class AudioChunk(Model):
 class UnknownChunk(Model):
     """A chunk of a kind that this version does not know; ``extra`` holds its fields."""
 
-    type: str = attrs.field(default="", validator=of_type(str))
+    type: str | None = attrs.field(default=None, validator=of_type(str, optional=True))
     extra: Mapping[str, Any] = extra_field()
 
 
 def _thoughts(value: Any) -> list[ContentChunk]:
-    return chunks_from(value)  # which is defined below, because it has to know the class below this
+    with at("thinking"):
+        return chunks_from(value)  # which is defined below, because it has to know the class below this
 
 
 @attrs.frozen
 class ThinkChunk(Model):
     """What the model thought before it answered: text and reference chunks."""
 
-    thinking: Sequence[ContentChunk] = loaded(_thoughts, converter=_thoughts)
-    closed: bool | None = None
+    thinking: Sequence[ContentChunk] = attrs.field(converter=_thoughts)
+    closed: bool | None = attrs.field(default=None, validator=of_type(bool, optional=True))
     type: str = constant("thinking")
     extra: Mapping[str, Any] = extra_field()
 

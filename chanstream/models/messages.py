@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from .codec import Model, at, constant, each, extra_field, loaded, mapping, of_type
+from .codec import Model, at, constant, each, extra_field, loaded, mapping, named, of_type
 from .content import Content, content_from, text_of, thoughts_of
 from .tools import ToolCall, tool_calls_from
 
@@ -82,7 +82,9 @@ class AssistantMessage(Model):
     """
 
     content: Content | None = attrs.field(default=None, converter=_optional_content)
-    tool_calls: Sequence[ToolCall] | None = loaded(tool_calls_from, default=None)
+    tool_calls: Sequence[ToolCall] | None = loaded(
+        tool_calls_from, default=None, converter=named("tool_calls", tool_calls_from)
+    )
     prefix: bool | None = attrs.field(default=None, validator=of_type(bool, optional=True))
     name: str | None = attrs.field(default=None, kw_only=True, validator=_optional_text)
     role: str = constant("assistant")
@@ -135,7 +137,7 @@ def message_from(value: Any) -> ChatMessage:
     role = mapping(value, "a message").get("role")
     if role is None:
         raise ValueError("role: missing")
-    if role not in _BY_ROLE:
+    if not isinstance(role, str) or role not in _BY_ROLE:
         raise ValueError(f"role: unknown role {role!r} (known: {', '.join(_BY_ROLE)})")
     if role != "assistant" and value.get("content") is None:
         raise TypeError(f"content: expected a text or a list of content chunks, got {value.get('content')!r}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from .codec import Model, at, each, extra_field, loaded, mapping, not_empty, of_type
+from .codec import Model, each, extra_field, loaded, mapping, named, not_empty, of_type
 
 _text: Any = of_type(str)
 _optional_text: Any = of_type(str, optional=True)
@@ -31,11 +31,15 @@ class Function(Model):
     extra: Mapping[str, Any] = extra_field()
 
 
+def _function(value: Any) -> Function:
+    return value if isinstance(value, Function) else Function.from_dict(mapping(value, "a function"))
+
+
 @attrs.frozen
 class Tool(Model):
     """Something that the model may use; today always a function."""
 
-    function: Function | None = loaded(Function.from_dict, default=None)
+    function: Function | None = loaded(_function, default=None, converter=named("function", _function))
     type: str = attrs.field(default="function", validator=_text)
     extra: Mapping[str, Any] = extra_field()
 
@@ -53,6 +57,8 @@ tools_from = each(tool_from)
 
 
 def _chosen(value: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    if value == "":
+        raise ValueError("name: expected a text, got ''")
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -109,7 +115,7 @@ class ToolCall(Model):
     """
 
     id: str | None = attrs.field(default=None, validator=_optional_text)
-    function: FunctionCall = loaded(_function_call, factory=FunctionCall, converter=_function_call)
+    function: FunctionCall = loaded(_function_call, factory=FunctionCall, converter=named("function", _function_call))
     index: int | None = attrs.field(default=None, validator=of_type(int, optional=True))
     type: str | None = attrs.field(default=None, validator=_optional_text)
     extra: Mapping[str, Any] = extra_field()
@@ -121,15 +127,3 @@ def tool_call_from(value: Any) -> ToolCall:
 
 
 tool_calls_from = each(tool_call_from)
-
-
-def named(field: str, load: Any) -> Any:
-    """Return ``load`` as an attrs converter that lets None be and whose errors name the field."""
-
-    def convert(value: Any) -> Any:
-        if value is None:
-            return None
-        with at(field):
-            return load(value)
-
-    return convert

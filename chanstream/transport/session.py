@@ -105,6 +105,8 @@ class Transport:
     def __init__(
         self, base_url: str, api_key: str, headers: dict[str, str], session: requests.Session | None = None
     ) -> None:
+        if session is not None and not isinstance(session, requests.Session):
+            raise TypeError(f"session: expected a requests.Session, got {session!r}")
         self._base_url = base_url
         self.secret = api_key  # what no error may show
         self._auth = _Bearer(api_key)

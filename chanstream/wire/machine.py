@@ -236,7 +236,7 @@ class StreamMachine:
         return CompletionChunk(like.id, like.object, like.created, like.model)
 
     def _all_choices(self) -> list[StreamChoice]:
-        """Return empty choices, so that a last chunk without any has some to look at: those that lack a reason first."""
+        """Return empty choices, for a last chunk without any to look at: those that lack a reason first."""
         return [StreamChoice(index) for index in [*sorted(self._unfinished), *sorted(self._finished)] or [0]]
 
     def _stamp(self, chunk: CompletionChunk, now: float) -> None:
