@@ -248,16 +248,16 @@ def _key(given: str | None, dialect: Dialect) -> str:
 
 def _base_url(value: str) -> str:
     """Return the URL that paths are appended to."""
-    value = _typed("base_url", value, str).strip()
+    given, value = value, _typed("base_url", value, str).strip()
     if "@" in value or "?" in value or "#" in value:
         raise ValueError("base_url: expected a URL without user, query and fragment")  # not shown: it may hold a secret
     try:
         parts = urlsplit(value)
         host_and_port = _HOST.fullmatch(parts.hostname or ""), parts.port
     except ValueError:  # a port that is no number, half a bracket
-        raise ValueError(f"base_url: expected an http or https URL, got {value!r}") from None
+        raise ValueError(f"base_url: expected an http or https URL, got {given!r}") from None
     if parts.scheme not in ("http", "https") or not host_and_port[0] or host_and_port[1] == 0 or _BLANK.search(value):
-        raise ValueError(f"base_url: expected an http or https URL, got {value!r}")
+        raise ValueError(f"base_url: expected an http or https URL, got {given!r}")
     path = parts.path.rstrip("/") or "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"
 

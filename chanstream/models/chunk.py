@@ -87,7 +87,7 @@ class StreamChoice:
         index = data.get("index") or 0
         if not isinstance(index, int):
             raise TypeError(f"index: expected int, got {index!r}")
-        delta = data.get("delta")
+        delta = data.get("delta") or data.get("message")  # a server may send the whole answer in place of a stream
         return cls(index, DeltaMessage.from_dict(delta) if delta else DeltaMessage(), data.get("finish_reason"), data)
 
     def to_dict(self) -> dict[str, Any]:

@@ -198,7 +198,7 @@ class _Call:
     def whole(self) -> ToolCall:
         function = FunctionCall(self._name, "".join(self._arguments))
         # Without the index, so that it can be sent back as it is: its place in the list says the same.
-        return ToolCall(self._id or None, function, type=self._type or "function")
+        return ToolCall(self._id or None, function, type=self._type or "function", extra=self._extra)
 
 
 def _id_of(fragment: ToolCall) -> str:

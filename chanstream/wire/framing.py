@@ -68,8 +68,8 @@ class Framing:
 
     @property
     def rest_size(self) -> int:
-        """How many bytes of an unfinished event are held."""
-        return len(self._rest)
+        """How many bytes of an unfinished event are held, without the line ending that may be its last."""
+        return len(self._rest) - self._rest.endswith(b"\n")
 
     def _without_bom(self, data: bytes) -> bytes:
         """Return ``data`` without the BOM that may open the stream ("one leading BOM, if any, is ignored")."""

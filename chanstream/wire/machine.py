@@ -236,8 +236,8 @@ class StreamMachine:
         return CompletionChunk(like.id, like.object, like.created, like.model)
 
     def _all_choices(self) -> list[StreamChoice]:
-        """Return empty choices, for a last chunk without any to look at: those that lack a reason first."""
-        return [StreamChoice(index) for index in [*sorted(self._unfinished), *sorted(self._finished)] or [0]]
+        """Return empty choices, for a last chunk without any to look at: those without a reason, or else all."""
+        return [StreamChoice(index) for index in sorted(self._unfinished) or sorted(self._finished) or [0]]
 
     def _stamp(self, chunk: CompletionChunk, now: float) -> None:
         elapsed = max(self._elapsed, int((now - self._started) * _TICKS) / _TICKS)

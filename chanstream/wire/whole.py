@@ -6,7 +6,6 @@ Sans-IO as all of wire/: gathers the body, and tells at its end what it was.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..errors import StreamDecodeError, StreamTruncatedError
 from ..models.chunk import CompletionChunk
@@ -62,17 +61,8 @@ class WholeBody:
         if not isinstance(value, Mapping):
             start = " ".join(body[:200].decode("utf-8", "replace").split())
             return failed(StreamDecodeError(f"expected an event stream, got {self._content_type}: {start!r}"))
-        chunk = chunk_of(_as_chunk(value))
+        chunk = chunk_of(value)
         if chunk.error is None and not chunk.choices:
             chunk.error = StreamDecodeError(f"expected an event stream, got {self._content_type} without choices")
         chunk.is_last_chunk = chunk.error is None
         return chunk
-
-
-def _as_chunk(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a whole completion as one chunk: each message becomes a delta."""
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or not all(isinstance(choice, Mapping) for choice in choices):
-        return answer
-    deltas = [{**choice, "delta": choice.get("delta") or choice.get("message")} for choice in choices]
-    return {**answer, "choices": deltas}
