@@ -1,5 +1,7 @@
-"""Promise 5: latency is measured where bytes arrive. Each chunk tells how long after the one before it its bytes came, the
-ending chunk tells the exact sum, and how slow the consumer is changes neither.
+"""Promise 5: latency is measured where bytes arrive.
+
+Each chunk tells how long after the one before it its bytes came, the ending chunk tells the exact sum, and how slow the
+consumer is changes neither.
 """
 
 from __future__ import annotations

@@ -359,7 +359,7 @@ class TestErrors:
     def test_words_alone(self) -> None:
         """An error event whose data is no JSON is an error with the server's words in it."""
         error = decoded("event: error\ndata: no room").error
-        assert isinstance(error, StreamAPIError | StreamDecodeError)
+        assert isinstance(error, (StreamAPIError, StreamDecodeError))
         assert "no room" in str(error)
 
 
