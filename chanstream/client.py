@@ -222,7 +222,7 @@ def _response(body: bytes, content_type: str, latency: float) -> ChatCompletionR
         answer = ChatCompletionResponse.from_dict(data)
     except (TypeError, ValueError) as error:
         start = " ".join(body[:200].decode("utf-8", "replace").split())
-        raise StreamDecodeError(f"expected a chat completion, got {content_type}: {start!r} ({error})") from error
+        raise StreamDecodeError(f"expected a chat completion, got {content_type}: {start!r} ({error})") from None
     object.__setattr__(answer, "latency", latency)
     object.__setattr__(answer, "raw", data)
     return answer

@@ -31,10 +31,11 @@ All can be pickled, so that they travel back from worker processes. None holds a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from .models.chat import ChatCompletionResponse
 
@@ -275,6 +276,8 @@ def _without(value: Any, secret: str) -> Any:
         return value.replace(secret, "***")
     if isinstance(value, dict):
         return {_without(key, secret): _without(item, secret) for key, item in value.items()}
+    if isinstance(value, Mapping):
+        return type(value)(_without(dict(value), secret))  # type: ignore[call-arg]  # headers, made as a dict is
     if isinstance(value, (list, tuple)):
         return type(value)(_without(item, secret) for item in value)
     return value

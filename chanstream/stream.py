@@ -79,8 +79,7 @@ class CompletionStream(Channel[CompletionChunk]):
             StreamInterruptedError: This is a forked child, and the stream the parent's.
             ChanstreamError: With ``errors="raise"``: what ended the stream.
         """
-        if self._pid != os.getpid():  # the producer is in the parent: to wait for it would be for ever
-            raise StreamInterruptedError("the stream belongs to the process that opened it, and this is a fork of it")
+        self._check_process()
         chunk = super().get(block, timeout)
         if chunk.error is not None and self._errors == "raise":
             raise chunk.error
@@ -93,6 +92,7 @@ class CompletionStream(Channel[CompletionChunk]):
             As `get`. With ``errors="raise"`` the chunks before an error are given first, and it is raised by the next
             call.
         """
+        self._check_process()
         if self._errors == "inband":
             return super().get_many(most, timeout)
         chunks = [self.get(timeout=timeout)]
@@ -113,19 +113,19 @@ class CompletionStream(Channel[CompletionChunk]):
             ChanstreamError: What ended the stream, if it did not end well; its ``partial`` is the answer so far.
             StreamCancelledError: The stream was closed before it ended.
         """
+        self._check_process()
         answer = Assembler()
-        last: CompletionChunk | None = None
+        last = CompletionChunk()
         try:
-            while last is None or not (last.is_last_chunk or last.error):
+            while not (last.is_last_chunk or last.error):
                 last = self._pipe.get()
                 answer.add(last)
         except ChannelClosedError:
-            if last is None or not last.is_last_chunk:
-                raise _with_partial(StreamCancelledError("the stream was closed"), answer) from None
+            pass
         finally:
             self.close()
-        if last.error is not None:
-            raise _with_partial(last.error, answer)
+        if not last.is_last_chunk:
+            raise _with_partial(last.error or StreamCancelledError("the stream was closed"), answer)
         return answer.response()
 
     def close(self, error: BaseException | None = None) -> None:  # noqa: ARG002 - a channel's close has it
@@ -144,6 +144,10 @@ class CompletionStream(Channel[CompletionChunk]):
             self._closed_here = True
         self._pipe.abandon()
         self._context.cancel(StreamCancelledError("the stream was closed"))
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():  # the producer is in the parent: to wait for it would be for ever
+            raise StreamInterruptedError("the stream belongs to the process that opened it, and this is a fork of it")
 
     def __iter__(self) -> Iterator[CompletionChunk]:
         """Take chunks to the end of the stream; leaving early closes it."""

@@ -122,8 +122,9 @@ def chunk_from(value: Any) -> ContentChunk:
     if isinstance(value, str):
         return TextChunk(value)
     kind = mapping(value, "a content chunk").get("type")
-    cls = _KINDS.get(kind, UnknownChunk) if isinstance(kind, str) else UnknownChunk
-    return cls.from_dict(value)  # type: ignore[return-value]  # as above
+    if not isinstance(kind, str):
+        return UnknownChunk(extra=value)
+    return _KINDS.get(kind, UnknownChunk).from_dict(value)  # type: ignore[return-value]  # as above
 
 
 _chunks_of = each(chunk_from)

@@ -126,7 +126,11 @@ class _Cuttable:
 
     def connect(self) -> None:
         self._serve()
-        super().connect()  # type: ignore[misc]  # of the connection class beside this one
+        try:
+            super().connect()  # type: ignore[misc]  # of the connection class beside this one
+        except TimeoutError as error:  # in the handshake of TLS, which urllib3 takes for reading
+            raise ConnectTimeoutError(self, f"no TLS with {self.host} within {self.timeout} s") from error
+        self._sock.settimeout(None)  # from here on it is the clocks who cut, and this one was for connecting
         if self._is_cut:  # while there was no socket to shut down: the name was being looked up
             self._close()
             raise ConnectionAbortedError("the request was cut")
@@ -170,6 +174,8 @@ class _Cuttable:
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         self._serve()
+        if self._sock is not None:
+            self.timeout = None  # as above, where the connection is used again
         super().request(*args, **kwargs)  # type: ignore[misc]  # as above
 
     def _close(self) -> None:

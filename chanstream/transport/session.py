@@ -113,6 +113,7 @@ class Transport:
         self._headers = headers
         self._given = session
         self._own: requests.Session | None = None
+        self._parents: list[requests.Session | None] = []
         self._pid = os.getpid()
 
     def open(self, call: Call) -> Answer:
@@ -179,7 +180,7 @@ class Transport:
                     headers=headers,
                     auth=self._auth,
                     stream=True,
-                    timeout=(_least(timeout.connect, call.context.remaining()), None),
+                    timeout=(self._connect_timeout(call), None),
                 )
         except ConnectTimeout as error:
             raise APITimeoutError(clock="connect", seconds=timeout.connect or 0.0) from error
@@ -187,6 +188,13 @@ class Transport:
             raise APITimeoutError(clock="first_chunk", seconds=timeout.first_chunk or 0.0) from error
         except (RequestException, HTTPError, OSError) as error:
             raise APIConnectionError(f"no answer from {self._base_url}: {_reason(error)}") from error
+
+    def _connect_timeout(self, call: Call) -> float | None:
+        """Return the seconds for connecting. Ours are cut when the context is done, others have to be told before."""
+        left = call.context.remaining()
+        if self._given is None or left is None:
+            return call.timeout.connect
+        return max(0.001, min(left, call.timeout.connect or left))
 
     def _refusal(self, answer: Answer) -> ChanstreamError:
         head = answer.head
@@ -203,8 +211,9 @@ class Transport:
 
     def _session(self) -> requests.Session:
         if self._pid != os.getpid():
-            # A forked child: the parent's connections stay the parent's. They are dropped and not closed in order,
-            # because a lock in there may have been held at the moment of the fork.
+            # A forked child: the parent's connections stay the parent's. They are put aside and not closed, because
+            # a lock in there may have been held at the moment of the fork.
+            self._parents.append(self._own)
             self._pid, self._own = os.getpid(), None
         if self._given is not None:
             return self._given
@@ -215,9 +224,18 @@ class Transport:
         return session
 
 
+class _Session(requests.Session):
+    """A session that never takes a netrc's word for who we are, on redirects either."""
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Take the key away on a redirect to another host."""
+        if self.should_strip_auth(response.request.url, prepared_request.url):  # type: ignore[no-untyped-call]
+            prepared_request.headers.pop("Authorization", None)
+
+
 def new_session() -> requests.Session:
     """Return a session with connections that can be cut, a pool sized for fan-out, and no cookies."""
-    session = requests.Session()
+    session = _Session()
     adapter = CuttableAdapter()
     session.mount("https://", adapter)
     session.mount("http://", adapter)
@@ -290,7 +308,3 @@ def _reason(error: BaseException) -> str:
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _least(*values: float | None) -> float | None:
-    return min((value for value in values if value is not None), default=None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from requests.exceptions import RequestException
 from urllib3.exceptions import DecodeError, HTTPError
+from urllib3.response import BaseHTTPResponse
 
 from ..errors import StreamDecodeError, StreamInterruptedError
 
@@ -31,7 +32,7 @@ class Source:
     def __init__(self, response: Response, exchange: Exchange) -> None:
         self._response = response
         self._exchange = exchange
-        self._read1 = getattr(response.raw, "read1", None)
+        self._read1 = response.raw.read1 if isinstance(response.raw, BaseHTTPResponse) else None  # else it is a mock
         self._pieces = None if self._read1 else response.iter_content(_BLOCK)
 
     def read(self) -> bytes:

@@ -262,8 +262,8 @@ class TestBeforeTheHead:
                 filler.connect_ex(deaf.getsockname())
             client = plain.client(f"http://127.0.0.1:{deaf.getsockname()[1]}")
             timer = threading.Timer(0.2, context.cancel)
-            timer.start()
             begun = time.monotonic()
+            timer.start()
             with pytest.raises(StreamCancelledError):
                 client.chat_completion_stream(REQUEST, context=context)
             assert 0.2 <= time.monotonic() - begun < 0.2 + PROMPT

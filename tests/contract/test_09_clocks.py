@@ -22,7 +22,7 @@ from tests.conftest import REQUEST, SCALE, Link, within
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-CLOCK = 0.15
+CLOCK = 0.12
 """What the clock under test is set to, in seconds; all others are far away."""
 
 LATE = 0.1 * SCALE
@@ -129,10 +129,10 @@ class TestConnect:
         raised("connect", lambda: client.chat_completion_stream(REQUEST))
         raised("connect", lambda: client.chat_completion(REQUEST))
 
-    def test_ends_with_the_connection(self, link: Link) -> None:
+    def test_ends_with_the_connection(self, plain: Link) -> None:
         """Once there is a connection, the clock has stopped: head and chunks may take longer."""
-        reply = Reply("one two", head_delay=2.5 * CLOCK)
-        assert link.stream(reply, timeout=clock(connect=2 * CLOCK)).collect().text == "one two"
+        reply = Reply("one two", head_delay=1.5 * CLOCK)
+        assert plain.stream(reply, timeout=clock(connect=CLOCK)).collect().text == "one two"
 
     def test_ends_before_the_request_is_sent(self, link: Link) -> None:
         """A large request that a server takes its time to read is no matter of connecting."""
@@ -176,27 +176,27 @@ class TestFirstChunk:
         tells(chunk.error, "first_chunk")
         assert server.wait_for(lambda s: s.open_connections == 0)
 
-    def test_ends_with_the_first_chunk(self, link: Link) -> None:
+    def test_ends_with_the_first_chunk(self, plain: Link) -> None:
         """Once a chunk has come, the next ones may take longer."""
-        assert link.stream(Reply("one two", pace=1.5 * CLOCK), timeout=clock(first_chunk=CLOCK)).collect().text
+        assert plain.stream(Reply("one two", pace=1.5 * CLOCK), timeout=clock(first_chunk=CLOCK)).collect().text
 
     def test_is_for_each_attempt(self, plain: Link) -> None:
         """A retry has the whole time again, and the wait before it takes nothing of it."""
-        refusal = Reply.error(503, headers={"retry-after-ms": "160"})
+        refusal = Reply.error(503, headers={"retry-after-ms": "130"})
         server = plain.serve(refusal, Reply("one", first_delay=0.5 * CLOCK))
         client = plain.client(server, timeout=clock(first_chunk=CLOCK), retry=Retry())
         assert client.chat_completion_stream(REQUEST).collect().text == "one"
 
-    def test_covers_a_whole_answer(self, link: Link) -> None:
+    def test_covers_a_whole_answer(self, plain: Link) -> None:
         """Without streaming it covers the body, up to its end."""
         reply = Reply(body=b'{"choices": ', content_type="application/json", end="hold")
-        client = link.client(link.serve(reply), timeout=clock(first_chunk=CLOCK))
+        client = plain.client(plain.serve(reply), timeout=clock(first_chunk=CLOCK))
         raised("first_chunk", lambda: client.chat_completion(REQUEST))
 
-    def test_covers_the_body_of_a_refusal(self, link: Link) -> None:
+    def test_covers_the_body_of_a_refusal(self, plain: Link) -> None:
         """A refusal whose body never ends is told as a refusal, with what has come of its words, and in time."""
         reply = Reply(body=b'{"error": {"message": "no', status=400, end="hold", content_type="application/json")
-        client = link.client(link.serve(reply), timeout=clock(first_chunk=CLOCK))
+        client = plain.client(plain.serve(reply), timeout=clock(first_chunk=CLOCK))
         with on_time(), pytest.raises(Exception, match=r"\[400\].*no"):
             client.chat_completion_stream(REQUEST)
 
@@ -226,10 +226,10 @@ class TestIdle:
         assert CLOCK - 0.01 < last.chunk_latency < CLOCK + LATE
         assert server.wait_for(lambda s: s.open_connections == 0)
 
-    def test_starts_anew_with_each_chunk(self, link: Link) -> None:
+    def test_starts_anew_with_each_chunk(self, plain: Link) -> None:
         """A stream may take any time as long as no single wait is too long."""
         reply = Reply("one two three four five", pace=0.5 * CLOCK)
-        assert link.stream(reply, timeout=clock(idle=CLOCK)).collect().text == "one two three four five"
+        assert plain.stream(reply, timeout=clock(idle=CLOCK)).collect().text == "one two three four five"
 
     def test_starts_with_the_first_chunk(self, plain: Link) -> None:
         """The wait for the first chunk is not its business: a model that thinks is silent for long."""
@@ -288,9 +288,9 @@ class TestTotal:
         tells(last.error, "total")
         assert server.wait_for(lambda s: s.open_connections == 0)
 
-    def test_a_full_channel_does_not_stop_it(self, link: Link) -> None:
+    def test_a_full_channel_does_not_stop_it(self, plain: Link) -> None:
         """It runs on while a slow consumer holds the stream back; what had come is still there to be taken."""
-        stream = link.stream(Reply("x " * 1000), timeout=clock(total=CLOCK), buffer=2)
+        stream = plain.stream(Reply("x " * 1000), timeout=clock(total=CLOCK), buffer=2)
         assert within(CLOCK + LATE, lambda: stream.state == "failed")
         *chunks, last = stream
         assert texts(chunks)[:2] == ["x", " x"]
@@ -304,11 +304,11 @@ class TestTotal:
         raised("total", lambda: (client.chat_completion_stream if streaming else client.chat_completion)(REQUEST))
         assert len(server.requests) == 1
 
-    def test_covers_all_attempts(self, link: Link) -> None:
+    def test_covers_all_attempts(self, plain: Link) -> None:
         """It does not start anew with a retry."""
-        refusal = Reply.error(503, headers={"retry-after-ms": "50"})
-        server = link.serve(refusal, refusal, Reply("x " * 1000, pace=0.02))
-        client = link.client(server, timeout=clock(total=CLOCK), retry=Retry())
+        refusal = Reply.error(503, headers={"retry-after-ms": "40"})
+        server = plain.serve(refusal, refusal, Reply("x " * 1000, pace=0.02))
+        client = plain.client(server, timeout=clock(total=CLOCK), retry=Retry())
         with on_time():
             *_, last = client.chat_completion_stream(REQUEST)
         tells(last.error, "total")

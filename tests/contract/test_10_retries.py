@@ -215,7 +215,7 @@ class TestWhatTheServerAsksFor:
 
     def test_a_date_to_come(self, plain: Link) -> None:
         """A date is waited for: the next try is not before it."""
-        due = math.ceil(time.time()) + 1
+        due = math.ceil(time.time() + 0.2)
         timed = Timed(Reply.error(503, headers={"Retry-After": email.utils.formatdate(due, usegmt=True)}), OK)
         client = plain.client(plain.serve(reply_with=timed), retry=HASTY)
         client.chat_completion_stream(REQUEST).collect()

@@ -68,19 +68,30 @@ REPLIES: dict[str, Reply] = {
 }
 
 
+def twenty_in_a_row(link: Link, reply: Reply, consume: Callable[[CompletionStream], None]) -> None:
+    """Fail unless 20 streams in a row use one connection."""
+    server = link.serve(reply)
+    client = link.client(server)
+    for _ in range(20):
+        consume(client.chat_completion_stream(REQUEST))
+    assert len(server.requests) == 20
+    assert server.connections == 1
+
+
 class TestInARow:
     @CONSUMERS
     @pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
     def test_20_streams_use_one_connection(
-        self, link: Link, reply: Reply, consume: Callable[[CompletionStream], None]
+        self, plain: Link, reply: Reply, consume: Callable[[CompletionStream], None]
     ) -> None:
         """Whatever the server ends with, and however the consumer leaves, the next stream has the connection."""
-        server = link.serve(reply)
-        client = link.client(server)
-        for _ in range(20):
-            consume(client.chat_completion_stream(REQUEST))
-        assert len(server.requests) == 20
-        assert server.connections == 1
+        twenty_in_a_row(plain, reply, consume)
+
+    @pytest.mark.parametrize("link", ["tls"], indirect=True)
+    @CONSUMERS
+    def test_so_they_do_with_tls(self, link: Link, consume: Callable[[CompletionStream], None]) -> None:
+        """So it is with TLS, and with usage that trails."""
+        twenty_in_a_row(link, Reply("one two", usage_chunk=True), consume)
 
     def test_whole_answers_and_streams(self, link: Link) -> None:
         """Answers without streaming share the connection with streams."""

@@ -83,10 +83,10 @@ class TestAnswers:
         assert first.delta_message().raw["mood"] == "good"
         assert first.to_dict() == event
 
-    def test_fields_of_usage(self, link: Link) -> None:
+    def test_fields_of_usage(self, plain: Link) -> None:
         """Details of usage that the library does not know come along."""
         usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "cost": 0.5, "details": {"cached": 1}}
-        *_, last = link.stream(Reply("one", usage=usage))
+        *_, last = plain.stream(Reply("one", usage=usage))
         assert last.usage is not None
         assert last.usage.total_tokens == 3
         assert last.usage.to_dict() == usage
@@ -103,9 +103,9 @@ class TestAnswers:
         ],
         ids=lambda part: str(part.get("type", "no type")),
     )
-    def test_unknown_content(self, link: Link, part: dict[str, Any]) -> None:
+    def test_unknown_content(self, plain: Link, part: dict[str, Any]) -> None:
         """A content chunk of an unknown kind, or none, becomes an UnknownChunk that loses nothing."""
-        first, _ = answered(link, chunk_with({"content": [{"type": "text", "text": "see: "}, part]}))
+        first, _ = answered(plain, chunk_with({"content": [{"type": "text", "text": "see: "}, part]}))
         content = first.delta_message().content
         assert isinstance(content, list)
         assert content[0] == TextChunk("see: ")
@@ -113,7 +113,7 @@ class TestAnswers:
         assert content[1].to_dict() == part
         assert first.text == "see: "
 
-    def test_unknown_content_is_collected(self, link: Link) -> None:
+    def test_unknown_content_is_collected(self, plain: Link) -> None:
         """collect() keeps a content chunk of an unknown kind in its place."""
         ray = {"type": "hologram", "rays": 1}
         events: list[dict[str, Any] | str] = [
@@ -124,7 +124,7 @@ class TestAnswers:
             FINISH,
             "[DONE]",
         ]
-        answer = link.stream(Reply(chunks=events)).collect()
+        answer = plain.stream(Reply(chunks=events)).collect()
         message = answer.assistant_message()
         assert message is not None
         unknown = UnknownChunk("hologram", extra={"rays": 1})
@@ -132,10 +132,10 @@ class TestAnswers:
         assert answer.text == "ab"
 
     @pytest.mark.parametrize("word", ["abort", "eos_token", "STOP", "error_of_tomorrow"])
-    def test_unknown_finish_reason(self, link: Link, word: str) -> None:
+    def test_unknown_finish_reason(self, plain: Link, word: str) -> None:
         """A finish reason of another vocabulary ends the stream and is handed on."""
         event = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": word}]}
-        *_, last = link.stream(Reply(chunks=[event, "[DONE]"]))
+        *_, last = plain.stream(Reply(chunks=[event, "[DONE]"]))
         assert last.is_last_chunk
         assert last.choices[0].finish_reason == word
         assert word not in list(FinishReason)
@@ -161,15 +161,15 @@ class TestAnswers:
             b"data\n\n",
         ],
     )
-    def test_unknown_events(self, link: Link, event: bytes) -> None:
+    def test_unknown_events(self, plain: Link, event: bytes) -> None:
         """Events and fields of an event stream that chat does not know do not become errors or text."""
-        chunks = answered(link, event, chunk_with({"content": "hi"}), event)
+        chunks = answered(plain, event, chunk_with({"content": "hi"}), event)
         assert "".join(chunk.text for chunk in chunks) == "hi"
         assert [chunk.error for chunk in chunks] == [None] * len(chunks)
 
     @pytest.mark.parametrize("missing", ["id", "object", "created", "model", "index", "delta", "finish_reason"])
     @pytest.mark.parametrize("how", ["left out", "null"])
-    def test_missing_fields(self, link: Link, missing: str, how: str) -> None:
+    def test_missing_fields(self, plain: Link, missing: str, how: str) -> None:
         """Fields that are left out, or null, are no errors."""
         choice = {"index": 0, "delta": {"content": "hi"}, "finish_reason": None}
         event: dict[str, Any] = {"id": "c", "object": "o", "created": 1, "model": "m", "choices": [choice]}
@@ -178,7 +178,7 @@ class TestAnswers:
             holder[missing] = None
         else:
             del holder[missing]
-        first, last = answered(link, event)
+        first, last = answered(plain, event)
         assert first.text == ("" if missing == "delta" else "hi")
         assert last.choices[0].finish_reason == "stop"
 
@@ -220,9 +220,9 @@ OPTIONS: dict[str, list[Any]] = {
 class TestRequests:
     @pytest.mark.parametrize("dialect", ["mistral", "groq", "openai"])
     @pytest.mark.parametrize("streaming", [True, False], ids=["stream", "whole"])
-    def test_unset_options_are_not_sent(self, link: Link, dialect: str, streaming: bool) -> None:
+    def test_unset_options_are_not_sent(self, plain: Link, dialect: str, streaming: bool) -> None:
         """A plain request has the model, the messages, and what makes it a stream; nothing else."""
-        body = sent(link, ChatCompletionRequest("m", [UserMessage("hi")]), streaming=streaming, dialect=dialect)
+        body = sent(plain, ChatCompletionRequest("m", [UserMessage("hi")]), streaming=streaming, dialect=dialect)
         expected: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
         if streaming:
             expected["stream"] = True

@@ -96,7 +96,7 @@ class TestThreads:
     @pytest.mark.parametrize("how", ["iterate", "next", "get", "get_many"])
     def test_consumers_share_a_stream(self, link: Link, how: str, buffer: int) -> None:
         """Several consumers of one stream get each chunk exactly once, in order for each, and all of them end."""
-        words = [f"{number} " for number in range(2000)]
+        words = [f"{number} " for number in range(1000)]
         stream = link.stream(Reply(words), buffer=buffer)
 
         def consume() -> list[str]:
@@ -350,7 +350,7 @@ class TestGevent:
     def test_20_greenlets(self, link: Link) -> None:
         """20 greenlets stream at the same time, not one after the other, and get each their own answer."""
         text = "one two three four five"
-        server = link.serve(reply_with=lambda request: Reply(request.json["messages"][0]["content"], pace=0.1))
+        server = link.serve(reply_with=lambda request: Reply(request.json["messages"][0]["content"], pace=0.06))
         program = f"""
             begun = time.monotonic()
             greenlets = [gevent.spawn(lambda text: ask(text).collect().text, f"{{n}} {text}") for n in range(20)]
@@ -360,12 +360,12 @@ class TestGevent:
         """
         right, seconds = self.run(program, server.url).split()
         assert right == "True"
-        assert float(seconds) < 20 * 0.6 / 4  # a stream takes 0.6 s
+        assert float(seconds) < 20 * 0.36 / 4  # one stream takes 0.36 s
         assert server.connections == 20
 
-    def test_ways_out(self, link: Link) -> None:
+    def test_ways_out(self, plain: Link) -> None:
         """Cancel, clocks, a full channel and dropping work among greenlets, too."""
-        server = link.serve(Reply("one two three", stall_after=2))
+        server = plain.serve(Reply("one two three", stall_after=2))
         program = """
             stream = ask("close")
             reader = gevent.spawn(lambda: [chunk.text for chunk in stream])
@@ -492,7 +492,7 @@ class TestTheKey:
         secret([client, stream, stream.response, stream.response.headers, stream.statistics(), vars(stream)])
         secret([*stream, client.chat_completion(REQUEST), vars(client)["_transport"]])
 
-    @pytest.mark.parametrize("status", [400, 401, 429, 503])
+    @pytest.mark.parametrize("status", [401, 503])
     @pytest.mark.parametrize(
         "body",
         [
@@ -504,10 +504,10 @@ class TestTheKey:
         ],
         ids=["OpenAI", "Mistral", "FastAPI", "HTML", "a list"],
     )
-    def test_in_a_refusal(self, link: Link, secret: Callable[[object], None], body: str, status: int) -> None:
+    def test_in_a_refusal(self, plain: Link, secret: Callable[[object], None], body: str, status: int) -> None:
         """A server that repeats the key in its refusal does not get it into the error, nor into its traceback."""
         reply = Reply(body=body.replace("%s", KEY).encode(), status=status, content_type="application/json")
-        client = link.client(link.serve(reply), api_key=KEY, retry=Retry(max_retries=1, min_delay=0.0))
+        client = plain.client(plain.serve(reply), api_key=KEY, retry=Retry(max_retries=1, min_delay=0.0))
         for ask in (client.chat_completion_stream, client.chat_completion):
             with pytest.raises(Exception, match=rf"\[{status}\]") as caught:
                 ask(REQUEST)
@@ -528,9 +528,9 @@ class TestTheKey:
         ],
         ids=["OpenAI", "text", "Mistral", "Groq", "no field", "no JSON", "HTML", "no chunk"],
     )
-    def test_in_a_stream(self, link: Link, secret: Callable[[object], None], event: Any) -> None:
+    def test_in_a_stream(self, plain: Link, secret: Callable[[object], None], event: Any) -> None:
         """A server that repeats the key in a stream does not get it into the error either."""
-        stream = link.stream(Reply(chunks=[event]), api_key=KEY)
+        stream = plain.stream(Reply(chunks=[event]), api_key=KEY)
         *_, last = stream
         assert last.error is not None
         secret(last.error)
@@ -542,9 +542,9 @@ class TestTheKey:
         [Reply.html(f"<p>{KEY}"), Reply.json({"error": {"message": KEY}}), Reply.json({"choices": KEY})],
         ids=["HTML", "error", "no completion"],
     )
-    def test_in_a_whole_answer(self, link: Link, secret: Callable[[object], None], reply: Reply) -> None:
+    def test_in_a_whole_answer(self, plain: Link, secret: Callable[[object], None], reply: Reply) -> None:
         """Nor in an answer of status 200 that is none, with streaming or without."""
-        client = link.client(link.serve(reply), api_key=KEY)
+        client = plain.client(plain.serve(reply), api_key=KEY)
         with pytest.raises(Exception, match=r"\*\*\*") as caught:
             client.chat_completion(REQUEST)
         secret(caught.value)
@@ -552,17 +552,17 @@ class TestTheKey:
         secret(last.error)
 
     @pytest.mark.parametrize("header", ["x-request-id", "x-api-key"])
-    def test_in_a_header(self, link: Link, secret: Callable[[object], None], header: str) -> None:
+    def test_in_a_header(self, plain: Link, secret: Callable[[object], None], header: str) -> None:
         """A server that repeats the key in a header of its refusal does not get it into what the error shows."""
-        server = link.serve(Reply.error(401, headers={header: KEY}))
+        server = plain.serve(Reply.error(401, headers={header: KEY}))
         with pytest.raises(AuthenticationError) as caught:
-            link.client(server, api_key=KEY).chat_completion_stream(REQUEST)
+            plain.client(server, api_key=KEY).chat_completion_stream(REQUEST)
         secret(caught.value)
 
-    def test_in_errors_of_our_own(self, link: Link, secret: Callable[[object], None]) -> None:
+    def test_in_errors_of_our_own(self, plain: Link, secret: Callable[[object], None]) -> None:
         """Errors of the connection, of clocks and of a cancel do not show it."""
-        server = link.serve(Reply("one", head_delay=1e9))
-        client = link.client(server, api_key=KEY)
+        server = plain.serve(Reply("one", head_delay=1e9))
+        client = plain.client(server, api_key=KEY)
         with pytest.raises(APITimeoutError) as late:
             client.chat_completion_stream(REQUEST, timeout=0.05)
         server.close()
@@ -571,10 +571,10 @@ class TestTheKey:
         secret(late.value)
         secret(refused.value)
 
-    def test_in_a_retry_that_is_logged(self, link: Link, secret: Callable[[object], None]) -> None:
+    def test_in_a_retry_that_is_logged(self, plain: Link, secret: Callable[[object], None]) -> None:
         """What is logged of a retry has the server's words without the key."""
-        server = link.serve(Reply.error(503, f"{KEY} is busy"), "one")
-        client = link.client(server, api_key=KEY, retry=Retry(min_delay=0.0))
+        server = plain.serve(Reply.error(503, f"{KEY} is busy"), "one")
+        client = plain.client(server, api_key=KEY, retry=Retry(min_delay=0.0))
         assert client.chat_completion_stream(REQUEST).collect().text == "one"
 
     @pytest.mark.parametrize("key", [f"{KEY}\nX: y", f"{KEY}é", f"{KEY}\x00"])
