@@ -89,10 +89,8 @@ def requests_and_messages() -> ChatCompletionRequest:
     ChatCompletionRequest("model", [UserMessage("hi")], temperature="hot")  # type: ignore[arg-type]
     ChatCompletionRequest("model", [UserMessage("hi")], max_tokens=1.5)  # type: ignore[arg-type]
     ChatCompletionRequest("model", [UserMessage("hi")], temprature=1)  # type: ignore[call-arg]
-    ChatCompletionRequest("model")  # type: ignore[call-arg]
     ChatCompletionRequest("model", "hi")  # type: ignore[arg-type]
     ChatCompletionRequest("model", [5])  # type: ignore[list-item]
-    UserMessage(5)  # type: ignore[arg-type]
     ChatCompletionRequest(5, [UserMessage("hi")])  # type: ignore[arg-type]
     request = ChatCompletionRequest(
         "model",

@@ -13,7 +13,7 @@ from .pipe import ChannelStatistics, Pipe
 T = TypeVar("T")
 
 
-class Channel(queue.Queue, Generic[T]):  # type: ignore[type-arg]  # queue.Queue[T] is no class on 3.10 at run time
+class Channel(queue.Queue[T], Generic[T]):
     """A channel as in Go: a bounded queue between threads that its producer closes and its consumer drains.
 
     ::

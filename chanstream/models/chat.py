@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 
 from .codec import Model, each, extra_field, finite, loaded, mapping, named, not_empty, of_type
-from .messages import AssistantMessage, ChatMessage, messages_from
-from .tools import Tool, ToolCall, ToolChoice, tool_choice_from, tools_from
+from .messages import AssistantMessage, messages_from
+from .tools import Function, Tool, ToolCall, ToolChoice, tool_choice_from, tools_from
 
 
 class FinishReason(str, Enum):
@@ -109,7 +109,7 @@ class ChatCompletionRequest(Model):
     """
 
     model: str = attrs.field(validator=[of_type(str), not_empty])
-    messages: Sequence[ChatMessage] = loaded(messages_from, converter=named("messages", messages_from))
+    messages: Sequence[Model | Mapping[str, Any]] = loaded(messages_from, converter=named("messages", messages_from))
     temperature: float | None = _number()
     top_p: float | None = _number()
     max_tokens: int | None = _number(int)
@@ -121,12 +121,14 @@ class ChatCompletionRequest(Model):
     random_seed: int | None = _number(int)
     frequency_penalty: float | None = _number()
     presence_penalty: float | None = _number()
-    tools: Sequence[Tool] | None = loaded(tools_from, default=None, kw_only=True, converter=named("tools", tools_from))
-    tool_choice: str | ToolChoice | None = loaded(
+    tools: Sequence[Tool | Function | Mapping[str, Any]] | None = loaded(
+        tools_from, default=None, kw_only=True, converter=named("tools", tools_from)
+    )
+    tool_choice: str | ToolChoice | Mapping[str, Any] | None = loaded(
         tool_choice_from, default=None, kw_only=True, converter=named("tool_choice", tool_choice_from)
     )
     parallel_tool_calls: bool | None = _flag()
-    response_format: ResponseFormat | None = loaded(
+    response_format: ResponseFormat | Mapping[str, Any] | None = loaded(
         _response_format, default=None, kw_only=True, converter=named("response_format", _response_format)
     )
     reasoning_effort: str | None = _word()
