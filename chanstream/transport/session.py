@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import attrs
 import requests
@@ -113,6 +114,7 @@ class Transport:
         self._headers = headers
         self._given = session
         self._own: requests.Session | None = None
+        self._making = threading.Lock()  # guards that several threads at once make one
         self._parents: list[requests.Session | None] = []
         self._pid = os.getpid()
 
@@ -186,7 +188,7 @@ class Transport:
             raise APITimeoutError(clock="connect", seconds=timeout.connect or 0.0) from error
         except ReadTimeout as error:  # of a session that the caller brought
             raise APITimeoutError(clock="first_chunk", seconds=timeout.first_chunk or 0.0) from error
-        except (RequestException, HTTPError, OSError) as error:
+        except (RequestException, HTTPError, OSError, ValueError) as error:  # the last: no URL
             raise APIConnectionError(f"no answer from {self._base_url}: {_reason(error)}") from error
 
     def _connect_timeout(self, call: Call) -> float | None:
@@ -199,13 +201,11 @@ class Transport:
     def _refusal(self, answer: Answer) -> ChanstreamError:
         head = answer.head
         text = _read_some(answer.source).decode("utf-8", "replace")
+        facts = {"headers": head.headers, "retry_after": retry_after(head.headers)}
         try:
-            body: Any = json.loads(text)
-        except (ValueError, RecursionError):
-            body = text
-        return APIStatusError.from_status(
-            head.status_code, body, headers=head.headers, retry_after=retry_after(head.headers)
-        )
+            return redact(APIStatusError.from_status(head.status_code, json.loads(text), **facts), self.secret)
+        except (ValueError, RecursionError):  # no JSON, or nested without end
+            return APIStatusError.from_status(head.status_code, text, **facts)
 
     # -- the session ------------------------------------------------------------------------------------------------
 
@@ -214,14 +214,13 @@ class Transport:
             # A forked child: the parent's connections stay the parent's. They are put aside and not closed, because
             # a lock in there may have been held at the moment of the fork.
             self._parents.append(self._own)
-            self._pid, self._own = os.getpid(), None
+            self._pid, self._own, self._making = os.getpid(), None, threading.Lock()
         if self._given is not None:
             return self._given
-        # Two threads may each make one here; the loser's has no connection yet and is simply dropped.
-        session = self._own
-        if session is None:
-            session = self._own = new_session()
-        return session
+        with self._making:
+            if self._own is None:
+                self._own = new_session()
+            return self._own
 
 
 class _Session(requests.Session):

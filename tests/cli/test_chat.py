@@ -315,7 +315,7 @@ class TestErrors:
             (["--base-url", "no-url", "Hello"], "base_url: expected an http or https URL"),
             (["--model", "", "Hello"], "model: expected a text"),
             (["--temperature", "warm", "Hello"], "'warm' is not a valid float"),
-            (["--temperature", "nan", "Hello"], "not JSON compliant"),
+            (["--temperature", "nan", "Hello"], "temperature: expected a finite number"),
             (["--demo", "--base-url", "http://127.0.0.1:9", "Hello"], "exclude each other"),
             (["--api-key", KEY, "Hello"], "No such option"),
             (["Hello", "there"], "unexpected extra argument"),
