@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import time
@@ -253,6 +254,8 @@ def _base_url(value: str) -> str:
         raise ValueError("base_url: expected a URL without user, query and fragment")  # not shown: it may hold a secret
     try:
         parts = urlsplit(value)
+        if "[" in parts.netloc:
+            ipaddress.ip_address(parts.hostname or "")  # older Pythons do not look what is in the brackets
         host_and_port = _HOST.fullmatch(parts.hostname or ""), parts.port
     except ValueError:  # a port that is no number, half a bracket
         raise ValueError(f"base_url: expected an http or https URL, got {given!r}") from None
