@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ PACKAGES = ("llmock==0.2.2", "stubllm==0.1.5")
 
 _INSTALL_TIME = 240 * SCALE
 _START_TIME = 30 * SCALE
+_WAIT = 5
+"""Seconds after which a package index that failed is asked again."""
 
 # Runs a console script by its name: the script's file names the folder that the environment was made in, and it moves.
 # The server ends with the tests, however they end: its standard input is a pipe that nobody else holds.
@@ -49,14 +52,14 @@ def install(folder: Path) -> Path:
     runs that make it at the same time one wins.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    home = folder / "-".join([str(sys.implementation.cache_tag), *PACKAGES])
+    home = folder / "-".join(PACKAGES)  # whatever Python runs the servers: one environment does for all
     if not _interpreter(home).exists():  # a link whose Python has gone counts as absent
         shutil.rmtree(home, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as aside:
             made = Path(aside, "venv")
             _run([sys.executable, "-I", "-m", "venv", str(made)])
             pip = [str(_interpreter(made)), "-I", "-m", "pip", "install", "--quiet", "--no-input"]
-            _run([*pip, "--disable-pip-version-check", *PACKAGES])
+            _run([*pip, "--disable-pip-version-check", *PACKAGES], tries=2)
             with contextlib.suppress(OSError):  # another run was faster; as good
                 made.rename(home)
     return _interpreter(home)
@@ -66,8 +69,8 @@ def _interpreter(home: Path) -> Path:
     return home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def _run(command: Sequence[str]) -> None:
-    """Run a step of the installation.
+def _run(command: Sequence[str], tries: int = 1) -> None:
+    """Run a step of the installation; one that a network can fail may have several tries.
 
     Raises:
         NotInstalledError: It failed or took too long; with the last line that it said.
@@ -76,7 +79,10 @@ def _run(command: Sequence[str]) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_TIME, check=False)
     except subprocess.TimeoutExpired as error:
         raise NotInstalledError(f"{' and '.join(PACKAGES)} cannot be installed in {_INSTALL_TIME:g} s") from error
-    if done.returncode:
+    if done.returncode and tries > 1:
+        time.sleep(_WAIT)
+        _run(command, tries - 1)
+    elif done.returncode:
         last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
         raise NotInstalledError(f"{' and '.join(PACKAGES)} cannot be installed: {last}")
 

@@ -397,6 +397,18 @@ class TestTheSession:
                 transport.open(call())
         assert caught.value.clock == "first_chunk"
 
+    def test_of_the_caller_and_the_total(self) -> None:
+        """With the caller's own session the total ends a connection that does not come about, and is named."""
+        context = Context()
+        context.expire_in(0.1, APITimeoutError(clock="total", seconds=0.1))
+        with socket.create_server(("127.0.0.1", 0)) as mute, requests.Session() as session:
+            url = f"https://127.0.0.1:{mute.getsockname()[1]}"
+            with transport_to(url, session=session) as transport, pytest.raises(APITimeoutError) as caught:
+                begun = time.monotonic()
+                transport.open(call(context=context, timeout=Timeout(connect=5.0)))
+        assert time.monotonic() - begun < 0.1 + 2 * PROMPT
+        assert caught.value.clock == "total"
+
     def test_has_a_pool_for_fan_out(self) -> None:
         """A session of our own keeps a thousand connections to a host."""
         with new_session() as session:
