@@ -403,8 +403,8 @@ class TestTheSession:
         context.expire_in(0.1, APITimeoutError(clock="total", seconds=0.1))
         with socket.create_server(("127.0.0.1", 0)) as mute, requests.Session() as session:
             url = f"https://127.0.0.1:{mute.getsockname()[1]}"
+            begun = time.monotonic()
             with transport_to(url, session=session) as transport, pytest.raises(APITimeoutError) as caught:
-                begun = time.monotonic()
                 transport.open(call(context=context, timeout=Timeout(connect=5.0)))
         assert time.monotonic() - begun < 0.1 + 2 * PROMPT
         assert caught.value.clock == "total"
