@@ -14,7 +14,7 @@ from . import __version__
 from .channel import Pipe
 from .context import Context, Timeout
 from .dialects import DIALECTS, Dialect
-from .engines import threaded
+from .engines import poller, threaded
 from .errors import APITimeoutError, ChanstreamError, StreamAPIError, StreamDecodeError, redact
 from .models.chat import ChatCompletionRequest, ChatCompletionResponse
 from .models.chunk import CompletionChunk
@@ -27,7 +27,7 @@ from .wire.machine import MAX_EVENT_BYTES, StreamMachine
 if TYPE_CHECKING:
     import requests
 
-Engine: TypeAlias = Literal["auto", "threaded"]
+Engine: TypeAlias = Literal["auto", "threaded", "poller"]
 
 _CHAT = "/chat/completions"
 
@@ -42,7 +42,9 @@ class Client:
         timeout: The four clocks of each request; a bare number is the total, in seconds.
         retry: How failures before the first chunk are tried again.
         buffer: Capacity of a stream's channel, in chunks: how far the server may run ahead of the consumer.
-        engine: What moves the bytes: ``"threaded"`` (a thread per stream), or ``"auto"`` for the best there is.
+        engine: What moves the bytes: ``"poller"`` (one thread for all streams of the process; what it cannot take over,
+            such as a compressed or a mocked answer, goes to the other), ``"threaded"`` (a thread per stream), or
+            ``"auto"`` for the better one here.
         errors: How a stream gives what goes wrong after its head: ``"inband"``, as a chunk with ``error`` set, or
             ``"raise"``.
         require_finish_reason: Whether an answer without a finish reason counts as cut off.
@@ -143,7 +145,8 @@ class Client:
             secret=self._transport.secret,
         )
         pipe: Pipe[CompletionChunk] = Pipe(capacity)
-        threaded.start(call, answer, machine, pipe)
+        start = threaded.start if self._engine == "threaded" else poller.start
+        start(call, answer, machine, pipe)
         return CompletionStream(pipe, call.context, answer.head, mode)
 
     def chat_completion(

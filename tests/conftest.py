@@ -16,6 +16,7 @@ import pytest
 import trustme
 
 from chanstream import ChatCompletionRequest, Client, Retry, UserMessage
+from chanstream.client import Engine
 from chanstream.testing import Reply, StreamServer
 
 # Whatever the machine's proxy is for: the servers of the tests are on loopback, under whichever name.
@@ -79,6 +80,7 @@ class Link:
 
     tls: ssl.SSLContext | None
     exits: contextlib.ExitStack
+    engine: Engine = "auto"
 
     def serve(self, *replies: Reply | str, **settings: Any) -> StreamServer:
         """Return a running server."""
@@ -87,8 +89,8 @@ class Link:
     def client(self, server: StreamServer | str, **settings: Any) -> Client:
         """Return a client of a server; without retries, unless the settings say otherwise."""
         url = server if isinstance(server, str) else server.url
-        settings = {"api_key": "test-key", "dialect": "openai", "retry": Retry(max_retries=0), **settings}
-        return self.exits.enter_context(Client(base_url=url, **settings))
+        defaults = {"api_key": "test-key", "dialect": "openai", "engine": self.engine, "retry": Retry(max_retries=0)}
+        return self.exits.enter_context(Client(base_url=url, **{**defaults, **settings}))
 
     def stream(self, *replies: Reply | str, **settings: Any) -> Any:
         """Return the stream of an answer to a plain request, from a server and with a client of its own."""
@@ -96,17 +98,23 @@ class Link:
 
 
 @pytest.fixture
-def plain() -> Iterator[Link]:
+def engine() -> Engine:
+    """The engine of the clients; tests of what an engine does run with each, see tests/contract/conftest.py."""
+    return "auto"
+
+
+@pytest.fixture
+def plain(engine: Engine) -> Iterator[Link]:
     """Connections without TLS, for what does not differ."""
     with contextlib.ExitStack() as exits:
-        yield Link(None, exits)
+        yield Link(None, exits, engine)
 
 
 @pytest.fixture(params=["plain", "tls"])
-def link(request: pytest.FixtureRequest, tls: ssl.SSLContext) -> Iterator[Link]:
+def link(request: pytest.FixtureRequest, tls: ssl.SSLContext, engine: Engine) -> Iterator[Link]:
     """Connections without TLS, then with it."""
     with contextlib.ExitStack() as exits:
-        yield Link(tls if request.param == "tls" else None, exits)
+        yield Link(tls if request.param == "tls" else None, exits, engine)
 
 
 @pytest.fixture

@@ -239,7 +239,7 @@ BAD_ARGUMENTS: list[tuple[str, Any, type[Exception], str]] = [
     ("timeout", Timeout, TypeError, "timeout: expected a number of seconds, got <class"),
     ("timeout", {"total": 5}, TypeError, "timeout: expected a number of seconds, got {"),
     ("timeout", (3, 5), TypeError, "timeout: expected a number of seconds, got ("),
-    ("engine", "turbo", ValueError, "engine: expected 'auto', 'threaded', got 'turbo'"),
+    ("engine", "turbo", ValueError, "engine: expected 'auto', 'threaded', 'poller', got 'turbo'"),
     ("engine", None, ValueError, "engine: expected "),
     ("engine", True, ValueError, "engine: expected "),
     ("require_finish_reason", 1, TypeError, "require_finish_reason: expected bool, got 1"),

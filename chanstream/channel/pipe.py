@@ -60,8 +60,11 @@ class Offer(deque[T]):
     """Items that wait for room in a pipe; empty once the last has gone in.
 
     Attributes:
-        on_room: Whom to tell then, or when the pipe is closed.
+        on_room: Whom to tell then, or when the pipe has ended or is closed.
+        refused: Whether the pipe was closed before they had room.
     """
+
+    refused = False
 
     on_room: Waiter | None = None
 
@@ -79,6 +82,7 @@ class Pipe(Generic[T]):
         final: The item that ended it; None while it has not.
         error: What takers get after the last item, instead of a plain end.
         unfinished: Items that were put and not yet reported as done (see `queue.Queue.task_done`).
+        reported: Taken, for ever, by the `select` that tells that the pipe is closed and empty.
 
     Thread safety: every method may be called from any thread, and from finalizers and signal handlers those that never
     block.
@@ -94,6 +98,7 @@ class Pipe(Generic[T]):
         self.final: T | None = None
         self.error: BaseException | None = None
         self.unfinished = 0
+        self.reported = threading.Lock()
         self._busy = False
         self._put_off: list[Callable[[], None]] = []
         self._offers: deque[Offer[T]] = deque()
@@ -125,8 +130,8 @@ class Pipe(Generic[T]):
 
         Args:
             items: The items.
-            on_room: Called, once and without any lock, when the last has gone in or the pipe is closed; not called if
-                all had room. It must neither block nor raise.
+            on_room: Called, once and without any lock, when the last has gone in or the pipe has ended or is closed;
+                not called if all had room. It must neither block nor raise.
 
         Returns:
             What had no room, and goes in by itself as items are taken; empty if all had. Either wait for ``on_room``
@@ -153,23 +158,28 @@ class Pipe(Generic[T]):
         return offer
 
     def wait_for_room(self, offer: Offer[T], timeout: float | None = None) -> None:
-        """Wait until all that was offered is in; raises as `put_many`, and then takes the rest back."""
+        """Wait until all that was offered is in, or sure to go in.
+
+        Raises:
+            As `put_many`; then the rest is taken back.
+        """
         try:
             with self.lock:
-                self._wait(self._others, lambda: not offer or self.closed, timeout)
+                self._wait(self._others, lambda: not offer or self.ended, timeout)
         finally:
             if offer:  # the time is up, or somebody pressed Ctrl-C
                 self._change(lambda: self._withdraw(offer))
-        if offer and self.closed:
+        if offer.refused:
             raise ChannelClosedError("the channel was closed while waiting for room")
-        if offer:
+        if offer and not self.ended:
             raise Full
 
     def end(self, items: Iterable[T]) -> None:
         """Put the last items in (one at least), after all that is offered, and let no more in.
 
-        They go in beyond the capacity if need be: this never blocks. On a pipe that has ended or is closed it does
-        nothing, so that of several ends only the first counts.
+        Never blocks. What has no room, of what was offered before too, goes in by itself as items are taken, and
+        closing does not keep it out any more. On a pipe that has ended or is closed it does nothing, so that of several
+        ends only the first counts.
         """
         last = Offer(items)
         self._change(lambda: self._end(last))
@@ -271,11 +281,11 @@ class Pipe(Generic[T]):
 
     # -- steps, with the lock held and marked as busy -----------------------------------------------------------------
 
-    def _admit(self, beyond: bool = False) -> None:
+    def _admit(self) -> None:
         """Move offered items in, in order, as far as there is room."""
         while self._offers:
             offer = self._offers[0]
-            free = len(offer) if beyond or self.maxsize <= 0 else self.maxsize - len(self.items)
+            free = len(offer) if self.maxsize <= 0 else self.maxsize - len(self.items)
             room = min(len(offer), free)
             if room > 0:
                 self.items.extend(offer.popleft() for _ in range(room))
@@ -293,9 +303,12 @@ class Pipe(Generic[T]):
         """See to it that who made an offer hears that it waits no longer."""
         if offer.on_room is not None:
             self._told.append(offer.on_room)
+            offer.on_room = None
         self._wake(self._others)
 
     def _withdraw(self, offer: Offer[T]) -> None:
+        if self.ended:  # it is refused already, or goes in all the same
+            return
         self._offers = deque(other for other in self._offers if other is not offer)
         self._admit()
 
@@ -304,23 +317,31 @@ class Pipe(Generic[T]):
             return
         self.ended = True
         self.final = last[-1]
+        for offer in self._offers:  # nobody needs to wait: they are sure to go in
+            self._retire(offer)
         self._offers.append(last)
-        self._admit(beyond=True)
+        self._admit()
 
     def _shut(self, error: BaseException | None) -> None:
         if self.closed:
             return
+        if not self.ended:
+            self._refuse()
         self.closed = self.ended = True
         self.error = error
-        refused, self._offers = self._offers, deque()
-        for offer in refused:
-            self._retire(offer)
         self._wake(self._getters)
         self._wake(self._others)
         self._news = True
 
+    def _refuse(self) -> None:
+        refused, self._offers = self._offers, deque()
+        for offer in refused:
+            offer.refused = True
+            self._retire(offer)
+
     def _drop(self) -> deque[T]:
         self._shut(None)
+        self._refuse()
         self.error = None
         dropped, self.items = self.items, deque()
         self._dropped += len(dropped)

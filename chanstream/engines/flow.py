@@ -81,12 +81,15 @@ class Flow:
         self._forget = self.context.on_done(self.cancel)
         self._arm()
 
-    def feed(self, data: bytes) -> Offer[CompletionChunk] | None:
-        """Take in bytes of the body, b"" for its clean end; return the chunks that wait for room, if any."""
+    def feed(self, data: bytes, now: float) -> Offer[CompletionChunk] | None:
+        """Take in bytes of the body that were read at ``now``, b"" for its clean end.
+
+        Returns:
+            The chunks that wait for room, if any do.
+        """
         if self._machine.ended:
             self._drained += len(data)
             return None
-        now = time.monotonic()
         with self._lock:
             chunks = self._machine.feed(data, now) if data else self._machine.eof(now)
             waiting = self._hand_over(chunks)

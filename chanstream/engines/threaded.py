@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 
 from ..channel import Pipe
 from ..errors import ChannelClosedError, ChanstreamError, StreamError
@@ -59,7 +60,7 @@ def _pump(flow: Flow, source: Source, pipe: Pipe[CompletionChunk]) -> None:
         # A cut connection still gives what the kernel holds, as much as a flooding server likes: look first.
         if flow.context.done():
             return
-        waiting = flow.feed(data)
+        waiting = flow.feed(data, time.monotonic())
         if not data:
             return
         if waiting is not None:

@@ -15,6 +15,7 @@ import contextlib
 import os
 import queue
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ class Exchange:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._connection: _Cuttable | None = None
+        self._connection: Cuttable | None = None
         self._is_cut = False
         self._pid = os.getpid()
 
@@ -58,7 +59,7 @@ class Exchange:
         finally:
             _current.exchange = None
 
-    def attach(self, connection: _Cuttable) -> None:
+    def attach(self, connection: Cuttable) -> None:
         """Take the connection that serves this exchange."""
         with self._lock:
             self._connection = connection
@@ -82,8 +83,8 @@ class Exchange:
         return True
 
 
-class _Cuttable:
-    """What both kinds of connections have in addition.
+class Cuttable:
+    """What both kinds of connections have in addition: another thread can cut them.
 
     ``_guard`` guards the exchange, whether it was cut, and the handles of the socket.
     """
@@ -125,6 +126,7 @@ class _Cuttable:
             old.close()
 
     def connect(self) -> None:
+        """Connect, TLS included; raises ConnectionAbortedError if it is cut meanwhile."""
         self._serve()
         try:
             super().connect()  # type: ignore[misc]  # of the connection class beside this one
@@ -173,6 +175,7 @@ class _Cuttable:
         raise failure
 
     def request(self, *args: Any, **kwargs: Any) -> None:
+        """Send a request, for the exchange of this thread from now on."""
         self._serve()
         if self._sock is not None:
             self.timeout = None  # as above, where the connection is used again
@@ -200,7 +203,17 @@ class _Cuttable:
             exchange.attach(self)
 
 
+_RESET = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+"""SO_LINGER's value for: closing resets the connection."""
+
+
 def _shut_down(sock: Any) -> None:
+    """Wake whoever blocks on a socket, and see to it that its closing wakes the server.
+
+    A server that waits for room to send hears of an orderly close only when its next probe of the window is due.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # of urllib3's TLS within TLS, say
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     with contextlib.suppress(OSError):
         if isinstance(sock, socket.socket):
             # Not SSLSocket.shutdown, which takes the TLS layer away: a reader would then see ciphertext as data.
@@ -209,11 +222,11 @@ def _shut_down(sock: Any) -> None:
             sock.shutdown(socket.SHUT_RDWR)
 
 
-class _HTTPConnection(_Cuttable, HTTPConnection):
+class _HTTPConnection(Cuttable, HTTPConnection):
     pass
 
 
-class _HTTPSConnection(_Cuttable, HTTPSConnection):
+class _HTTPSConnection(Cuttable, HTTPSConnection):
     _is_tls = True
 
 

@@ -30,7 +30,7 @@ class Source:
     """
 
     def __init__(self, response: Response, exchange: Exchange) -> None:
-        self._response = response
+        self.response = response
         self._exchange = exchange
         self._read1 = response.raw.read1 if isinstance(response.raw, BaseHTTPResponse) else None  # else it is a mock
         self._pieces = None if self._read1 else response.iter_content(_BLOCK)
@@ -58,9 +58,9 @@ class Source:
         if not self._exchange.cut():  # a connection that is not ours, of a session that the caller brought
             # ValueError, RuntimeError: there is no socket, or the body was read to its end
             with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError, NotImplementedError):
-                self._response.raw.shutdown()
+                self.response.raw.shutdown()
 
     def close(self) -> None:
         """Give the connection back if the body was read to its end, close it if not."""
         with contextlib.suppress(HTTPError, OSError, ValueError):
-            self._response.close()
+            self.response.close()

@@ -97,14 +97,26 @@ class TestOffer:
 
 class TestEnd:
     def test_after_all_that_is_offered(self) -> None:
-        """The last items go in at once, after all that waits for room and beyond the capacity."""
+        """The last items go in after all that waits for room, as items are taken, and whatever comes in between."""
         pipe: Pipe[int] = Pipe(1)
-        rest = pipe.offer([1, 2, 3])
+        told: list[bool] = []
+        pipe.offer([1, 2, 3], lambda: told.append(True))
+        pipe.end([4, 5])
+        assert told == [True]
+        assert pipe.statistics().depth == 1
+        assert (pipe.final, pipe.ended, pipe.closed) == (5, True, False)
+        pipe.close()
+        assert drained(pipe) == [1, 2, 3, 4, 5]
+
+    def test_abandon_keeps_them_out(self) -> None:
+        """Nothing is left of what waits for room once nobody will take it."""
+        pipe: Pipe[int] = Pipe(1)
+        told: list[bool] = []
+        rest = pipe.offer([1, 2, 3], lambda: told.append(True))
         pipe.end([4])
-        assert not rest
-        assert pipe.statistics().depth == 4
-        assert (pipe.final, pipe.ended, pipe.closed) == (4, True, False)
-        assert drained(pipe) == [1, 2, 3, 4]
+        pipe.abandon()
+        assert (rest.refused, told, drained(pipe)) == (True, [True], [])
+        assert pipe.statistics().waiting_putters == 0
 
     def test_it_wakes_both_sides(self) -> None:
         """A producer that waits for room and a consumer that waits for an item both go on."""
