@@ -151,8 +151,18 @@ class CompletionStream(Channel[CompletionChunk]):
 
     def __iter__(self) -> Iterator[CompletionChunk]:
         """Take chunks to the end of the stream; leaving early closes it."""
+        pipe = self._pipe
         try:
-            yield from super().__iter__()
+            while True:
+                if not pipe.items:
+                    self._check_process()
+                try:
+                    chunk = pipe.get()
+                except ChannelClosedError:
+                    return
+                if chunk.error is not None and self._errors == "raise":
+                    raise chunk.error
+                yield chunk
         finally:
             self.close()
 

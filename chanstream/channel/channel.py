@@ -133,7 +133,7 @@ class Channel(queue.Queue[T], Generic[T]):
         """Take items until the channel is closed and empty; raise the error that it was closed with."""
         while True:
             try:
-                item = self.get()
+                item = self._pipe.get()
             except ChannelClosedError as error:
                 if error is self._pipe.error:
                     raise

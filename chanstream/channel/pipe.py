@@ -7,15 +7,17 @@ A producer that finds no room leaves its items as an *offer*; whoever takes an i
 place, as Go's channels do. So the capacity is exact, order is kept among producers, and a producer with many items is
 woken once, when the last has gone in, and not for each.
 
-Locking: ``lock`` guards everything here. No other lock is taken while it is held, and nobody is called. It is
-reentrant, because a signal handler, or a finalizer that the garbage collector runs, may close the pipe in the middle
-of a step of the same thread. Two rules make that safe. A step that changes things is marked as ``_busy``, and an
-intruder's change is put off until the step is done. And whoever waits registers first and looks then, so that an
-intruder's news in between is not missed; `threading.Condition` looks first.
+Locking: ``lock`` guards everything here. No other lock is taken while it is held, and nobody is called. The one thing
+done without it is to take an item off ``items``, which is atomic; whoever counts on an item takes it the same way, and
+is ready to find none. It is reentrant, because a signal handler, or a finalizer that the garbage collector runs, may
+close the pipe in the middle of a step of the same thread. Two rules make that safe. A step that changes things is
+marked as ``_busy``, and an intruder's change is put off until the step is done. And whoever waits registers first and
+looks then, so that an intruder's news in between is not missed; `threading.Condition` looks first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -93,6 +95,7 @@ class Pipe(Generic[T]):
         self.lock = threading.RLock()
         self.all_tasks_done = threading.Condition(self.lock)
         self.items: deque[T] = deque()
+        self._popleft = self.items.popleft
         self.closed = False
         self.ended = False
         self.final: T | None = None
@@ -142,7 +145,7 @@ class Pipe(Generic[T]):
         """
         offer = Offer(items)
         with self.lock:
-            if self.closed or self.ended:
+            if self.ended:
                 raise ChannelClosedError("the channel is closed")
             if not offer:
                 return offer
@@ -154,7 +157,8 @@ class Pipe(Generic[T]):
                     offer.on_room = on_room
             finally:
                 self._busy = False
-        self._after()
+        if self._news or self._put_off:
+            self._after()
         return offer
 
     def wait_for_room(self, offer: Offer[T], timeout: float | None = None) -> None:
@@ -206,20 +210,13 @@ class Pipe(Generic[T]):
             ChannelClosedError: All is taken and nothing more will come; or the error that the pipe was closed with.
             queue.Empty: Nothing came in time.
         """
-        with self.lock:
-            if not self.items:
-                self._wait_for_item(timeout)
-            self._busy = True
-            try:
-                item = self.items.popleft()
-                if self._offers:
-                    self._admit()
-            except IndexError:  # between the look and the step an intruder abandoned it
-                raise ChannelClosedError("the channel is closed and empty") from None
-            finally:
-                self._busy = False
-        if self._told or self._put_off:
-            self._after()
+        try:
+            item = self._popleft()
+        except IndexError:
+            item = self._get_later(timeout)
+        # The look comes after the taking: what was offered before it is seen here, what is offered later sees the room.
+        if self._offers:
+            self._change(self._admit)
         return item
 
     def get_many(self, most: int | None = None, timeout: float | None = None) -> list[T]:
@@ -227,19 +224,15 @@ class Pipe(Generic[T]):
         _check(timeout)
         if most is not None and most < 1:
             raise ValueError(f"most: expected 1 or more, got {most!r}")
-        with self.lock:
-            if not self.items:
-                self._wait_for_item(timeout)
-            self._busy = True
-            try:
-                count = len(self.items) if most is None else min(most, len(self.items))
-                taken = [self.items.popleft() for _ in range(count)]
-                self._admit()
-            finally:
-                self._busy = False
-        self._after()
-        if not taken:  # as in `get`
-            raise ChannelClosedError("the channel is closed and empty")
+        taken: list[T] = []
+        try:
+            taken.append(self._popleft())
+        except IndexError:
+            taken.append(self._get_later(timeout))
+        with contextlib.suppress(IndexError):  # fewer are there; what was taken before that stays in the list
+            taken.extend(self._popleft() for _ in range(len(self.items) if most is None else most - 1))
+        if self._offers:
+            self._change(self._admit)
         return taken
 
     def wait_closed(self, timeout: float) -> bool:
@@ -288,7 +281,11 @@ class Pipe(Generic[T]):
             free = len(offer) if self.maxsize <= 0 else self.maxsize - len(self.items)
             room = min(len(offer), free)
             if room > 0:
-                self.items.extend(offer.popleft() for _ in range(room))
+                if room == len(offer):
+                    self.items.extend(offer)
+                    offer.clear()
+                else:
+                    self.items.extend(offer.popleft() for _ in range(room))
                 self._put += room
                 self.unfinished += room
                 self._wake(self._getters, room)
@@ -343,7 +340,10 @@ class Pipe(Generic[T]):
         self._shut(None)
         self._refuse()
         self.error = None
-        dropped, self.items = self.items, deque()
+        dropped: deque[T] = deque()
+        with contextlib.suppress(IndexError):
+            while True:
+                dropped.append(self._popleft())
         self._dropped += len(dropped)
         self.unfinished = max(0, self.unfinished - len(dropped))
         if not self.unfinished:
@@ -389,13 +389,22 @@ class Pipe(Generic[T]):
             for waiter in told:
                 waiter()
 
-    # -- waiting, with the lock held ----------------------------------------------------------------------------------
+    def _get_later(self, timeout: float | None) -> T:
+        """Wait for an item and return it."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if self._offers:  # whoever took the last item has not come to move them in yet
+                self._change(self._admit)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            with self.lock:
+                if not self._wait(self._getters, lambda: self.items or self.closed, left):
+                    raise Empty
+                with contextlib.suppress(IndexError):  # another thread was faster
+                    return self._popleft()
+                if self.closed and not self._offers:
+                    raise self.error or ChannelClosedError("the channel is closed and empty")
 
-    def _wait_for_item(self, timeout: float | None) -> None:
-        if not self._wait(self._getters, lambda: self.items or self.closed, timeout):
-            raise Empty
-        if not self.items:
-            raise self.error or ChannelClosedError("the channel is closed and empty")
+    # -- waiting, with the lock held ----------------------------------------------------------------------------------
 
     def _wait(self, waiting: deque[Any], ready: Callable[[], object], timeout: float | None) -> bool:
         """Wait until ``ready()``, at most so many seconds; return whether it is."""

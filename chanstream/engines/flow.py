@@ -13,7 +13,6 @@ cancel at that moment ends the stream after them.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -70,6 +69,7 @@ class Flow:
         self._lock = threading.RLock()
         self._timer: timers.Timer | None = None
         self._timer_due = _NEVER
+        self._idle_is_next = False
         self._blocked = False
         self._resumed_at = answer.asked_at
         self._ended_at: float | None = None
@@ -90,11 +90,14 @@ class Flow:
         if self._machine.ended:
             self._drained += len(data)
             return None
+        machine = self._machine
         with self._lock:
-            chunks = self._machine.feed(data, now) if data else self._machine.eof(now)
-            waiting = self._hand_over(chunks)
+            chunks = machine.feed(data, now) if data else machine.eof(now)
+            waiting = self._hand_over(chunks) if chunks else None
             self._blocked = waiting is not None
-        self._arm()
+        if self._ended_at is not None or machine.hold_until is not None or not self._idle_is_next:
+            self._arm()  # else the next clock to run out is the same as before, but later
+            self._idle_is_next = machine.last_event is not None
         return waiting
 
     def resume(self) -> None:
@@ -131,15 +134,15 @@ class Flow:
 
     def _hand_over(self, chunks: list[CompletionChunk]) -> Offer[CompletionChunk] | None:
         """Put chunks into the pipe, in the lock, without blocking; return those that wait for room."""
-        if not chunks:
-            return None
         if self._machine.ended:
-            self._ended_at = time.monotonic()
-            self._pipe.end(chunks)
+            if chunks:
+                self._ended_at = time.monotonic()
+                self._pipe.end(chunks)
             return None
-        with contextlib.suppress(ChannelClosedError):  # nobody takes them: the context says so too, in a moment
+        try:
             return self._pipe.offer(chunks, self.on_room) or None
-        return None
+        except ChannelClosedError:  # nobody takes them: the context says so too, in a moment
+            return None
 
     # -- clocks -----------------------------------------------------------------------------------------------------
 

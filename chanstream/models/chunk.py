@@ -1,4 +1,8 @@
-"""The chunks of a streamed answer. Built once per token, hence by hand: no generic codec on this path."""
+"""The chunks of a streamed answer. Built once per token, hence by hand: no generic codec on this path.
+
+Nearly every event is a piece of text and nothing else, and nearly every consumer looks at that text alone. Such a chunk
+is checked at once, but its choices, id and the like are only made of its JSON when somebody looks at them.
+"""
 
 from __future__ import annotations
 
@@ -128,6 +132,22 @@ class CompletionChunk:
     chunk_latency: float = 0.0
     total_latency: float = 0.0
     raw: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    piece: str | None = attrs.field(default=None, init=False, eq=False, repr=False)  # see piece_of
+
+    if not TYPE_CHECKING:  # a type checker shall complain about other names
+
+        def __getattr__(self, name: str) -> Any:
+            """Make what `piece_of` left out, now that somebody looks at it."""
+            if name not in _LEFT_OUT:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            whole = CompletionChunk.from_dict(self.raw)
+            for left_out in _LEFT_OUT:
+                try:
+                    object.__getattribute__(self, left_out)
+                except AttributeError:
+                    setattr(self, left_out, getattr(whole, left_out))
+            self.piece = None  # the choices are in the caller's hands, who may change them
+            return getattr(self, name)
 
     def delta_message(self) -> DeltaMessage:
         """Return what the chunk adds to the first answer in it; an empty delta where it adds nothing."""
@@ -136,11 +156,15 @@ class CompletionChunk:
     @property
     def text(self) -> str:
         """The piece of text for the first answer in it, without thoughts; "" where there is none."""
+        if self.piece is not None:
+            return self.piece
         return self.choices[0].delta.text if self.choices else ""
 
     @property
     def reasoning(self) -> str:
         """The piece of the model's thoughts; "" where there is none."""
+        if self.piece is not None:
+            return reasoning_in(self.raw["choices"][0]["delta"])
         return self.choices[0].delta.reasoning if self.choices else ""
 
     @property
@@ -184,6 +208,44 @@ class CompletionChunk:
         if self.usage is not None and not data.get("usage"):
             data["usage"] = self.usage.to_dict()
         return data
+
+
+_LEFT_OUT = ("id", "object", "created", "model", "choices")
+_new_chunk = CompletionChunk.__new__
+
+
+def piece_of(data: Any) -> CompletionChunk | None:
+    """Return the chunk of an event that adds to the first choice's text or thoughts and does nothing else, else None.
+
+    It is equal to what `CompletionChunk.from_dict` makes of it, which would raise nothing either.
+    """
+    try:
+        (choice,) = data["choices"]
+        delta = choice["delta"]
+        text = delta.get("content")
+        if text is None:
+            text = ""
+        if (
+            text.__class__ is not str
+            or choice["index"].__class__ is not int
+            or choice["index"]
+            or choice.get("finish_reason")
+            or delta.get("tool_calls")
+            or data.get("usage")
+            or data.get("error")
+            or data.get("object") == "error"
+            or "x_groq" in data
+        ):
+            return None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    chunk = _new_chunk(CompletionChunk)
+    chunk.usage = chunk.error = None
+    chunk.is_last_chunk = False
+    chunk.chunk_latency = chunk.total_latency = 0.0
+    chunk.raw = data
+    chunk.piece = text
+    return chunk
 
 
 def _choices(values: Any) -> list[StreamChoice]:

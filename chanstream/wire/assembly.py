@@ -27,10 +27,13 @@ class Assembler:
 
     def add(self, chunk: CompletionChunk) -> None:
         """Take in one chunk, of any kind."""
+        self._latency += chunk.chunk_latency
+        if chunk.piece is not None and self._like.id:  # nothing but its text and thoughts counts
+            self._choices.setdefault(0, _ChoiceParts()).add_piece(chunk.piece, chunk.raw["choices"][0]["delta"])
+            return
         if not self._like.id and chunk.id:
             self._like = chunk
         self._usage = chunk.usage or self._usage
-        self._latency += chunk.chunk_latency
         for choice in chunk.choices:
             self._choices.setdefault(choice.index, _ChoiceParts()).add(choice)
 
@@ -61,11 +64,18 @@ class _ChoiceParts:
             self._content.append(delta.content)
         elif delta.content:
             self._content.extend(delta.content)
-        for key in REASONING_KEYS:
-            if isinstance(piece := delta.raw.get(key), str) and piece:
-                self._reasoning.setdefault(key, []).append(piece)
+        self._think(delta.raw)
         self._calls.add(delta)
         self._finish_reason = choice.finish_reason or self._finish_reason
+
+    def add_piece(self, text: str, delta: Mapping[str, Any]) -> None:
+        self._content.append(text)
+        self._think(delta)
+
+    def _think(self, delta: Mapping[str, Any]) -> None:
+        for key in REASONING_KEYS:
+            if isinstance(piece := delta.get(key), str) and piece:
+                self._reasoning.setdefault(key, []).append(piece)
 
     def choice(self, index: int) -> Choice:
         # A server in the middle of its change of names sends the thoughts under both: they are said once.

@@ -103,9 +103,10 @@ class Chunked:
         if self._rest:
             data, self._rest = self._rest + data, b""
         pieces: list[bytes] = []
-        at = 0
-        end = len(data)
-        while at < end:
+        at = self._take(data, 0, pieces) if self._left else 0
+        if not (self._left or self._in_trailers):
+            at = _take_many(data, at, pieces)
+        while at < len(data):
             if self.done:
                 self.spoilt = True
                 break
@@ -158,6 +159,34 @@ class Chunked:
         if len(rest) > _MAX_LINE:
             raise BodyError("a line of the chunked coding has no end")
         self._rest = rest
+
+
+def _take_many(data: bytes, at: int, pieces: list[bytes]) -> int:
+    """Take the whole chunks that follow each other from ``at`` on in one pass; return where the last of them ends.
+
+    A server of tokens sends many small chunks without a CRLF in them. Then cutting at every CRLF gives sizes and
+    payloads in turn; only if each size is right are they what they seem to be, and else none is taken.
+    """
+    lines = data[at:].split(b"\r\n")
+    count = (len(lines) - 1) // 2  # what follows the last CRLF is not complete
+    sizes, payloads = lines[: 2 * count : 2], lines[1 : 2 * count : 2]
+    digits = b"".join(sizes)
+    if digits.strip(_HEX):
+        return at
+    try:
+        lengths = [int(size, 16) for size in sizes]
+    except ValueError:  # an empty line
+        return at
+    if lengths != [len(payload) for payload in payloads] or 0 in lengths[:-1]:
+        return at
+    if lengths[-1:] == [0]:  # the end of the body, which is not for here
+        digits = digits[: -len(sizes.pop())]
+        payloads.pop()
+    pieces += payloads
+    return at + len(digits) + sum(lengths) + 4 * len(sizes)
+
+
+_HEX = b"0123456789abcdefABCDEF"
 
 
 def body_of(framing: Literal["chunked", "close"] | int) -> Body:

@@ -7,12 +7,13 @@ Seen on real servers, and read here: ``{"error": {...}}`` and ``{"error": "text"
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any, Literal
 
 from ..errors import ChanstreamError, StreamAPIError, StreamDecodeError
-from ..models.chunk import CompletionChunk
+from ..models.chunk import CompletionChunk, piece_of
 from ..models.codec import best_loads
 from .framing import EventParser
 
@@ -44,14 +45,31 @@ class Decoder:
             return self._decode_stray(block)
         return self._decode_data(event.data.strip().encode(), event.event, block)
 
+    def pieces(self, blocks: list[bytes]) -> list[CompletionChunk]:
+        """Return the chunks of those blocks at the front that are plain pieces of an answer, nearly always all.
+
+        What `decode` would return for each, at a third of its cost.
+        """
+        loads = self._loads
+        chunks: list[CompletionChunk] = []
+        with contextlib.suppress(ValueError):  # [DONE], for one
+            for block in blocks:
+                if not block.startswith(b"data:") or b"\n" in block:
+                    break
+                piece = piece_of(loads(block[5:]))
+                if piece is None:
+                    break
+                chunks.append(piece)
+        return chunks
+
     def _decode_data(self, data: bytes, kind: str, block: bytes) -> CompletionChunk | Literal[Signal.DONE] | None:
-        if data == b"[DONE]":
-            return Signal.DONE
-        if not data:
-            return None
         try:
             value = self._loads(data)
-        except ValueError:
+        except ValueError:  # neither of the two is JSON
+            if data == b"[DONE]":
+                return Signal.DONE
+            if not data:
+                return None
             value = self._salvaged(block)
         if isinstance(value, dict):
             return chunk_of(value, kind)

@@ -77,6 +77,7 @@ class StreamMachine:
         self._usage: UsageInfo | None = None
         self._finished: dict[int, str] = {}
         self._unfinished: set[int] = set()
+        self._stamped_at: float | None = None
         self._elapsed = 0.0  # from the start to the newest chunk, hence the sum of all latencies
 
     # -- input ------------------------------------------------------------------------------------------------------
@@ -88,7 +89,10 @@ class StreamMachine:
             return out
         if self._whole is not None:
             data = self._feed_whole(data)
-        for block in self._framing.feed(data):
+        blocks = self._framing.feed(data)
+        if (0 in self._unfinished or not self._finished) and max(map(len, blocks), default=0) <= self._max_event_bytes:
+            out = self._take_pieces(blocks, now)
+        for block in blocks[len(out) :]:
             if len(block) > self._max_event_bytes:
                 return self._too_large(out, now)
             if self._take(block, now, out):
@@ -126,6 +130,19 @@ class StreamMachine:
         return self._complete(now, [])
 
     # -- one event --------------------------------------------------------------------------------------------------
+
+    def _take_pieces(self, blocks: list[bytes], now: float) -> list[CompletionChunk]:
+        """Act on the blocks at the front that only go on with the first choice, in one pass; return their chunks.
+
+        While that choice is not finished nothing is held back, and `_hand_on` would do no more for each of them.
+        """
+        pieces = self._decoder.pieces(blocks)
+        if pieces:
+            self._stamp(pieces[0], now)  # the others came in the same bytes: no time has passed
+            self._previous = pieces[-1]
+            self._unfinished.add(0)
+            self.last_event = now
+        return pieces
 
     def _take(self, block: bytes, now: float, out: list[CompletionChunk]) -> bool:
         """Act on one block; return whether the stream has ended with it."""
@@ -240,8 +257,10 @@ class StreamMachine:
         return [StreamChoice(index) for index in sorted(self._unfinished) or sorted(self._finished) or [0]]
 
     def _stamp(self, chunk: CompletionChunk, now: float) -> None:
-        elapsed = max(self._elapsed, int((now - self._started) * _TICKS) / _TICKS)
-        chunk.chunk_latency, self._elapsed = elapsed - self._elapsed, elapsed
+        if now != self._stamped_at:  # else it came in the same bytes as the one before
+            elapsed = max(self._elapsed, int((now - self._started) * _TICKS) / _TICKS)
+            chunk.chunk_latency, self._elapsed = elapsed - self._elapsed, elapsed
+            self._stamped_at = now
         self._previous = chunk
 
     # -- what is no stream ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from chanstream import (
     UnknownChunk,
     UsageInfo,
 )
+from chanstream.models.chunk import piece_of
 from tests.data.transcripts import Transcript, body, transcripts
 from tests.models import INTEGER, JSON, objects, text_of
 from tests.models.test_chat import USAGE
@@ -221,3 +223,103 @@ def test_it_travels() -> None:
     again = pickle.loads(pickle.dumps(chunk))
     assert (again.id, again.text, again.raw, str(again.error)) == ("1", "hi", chunk.raw, "cut")
     assert type(again.error) is StreamTruncatedError
+
+
+PIECE: dict[str, Any] = {
+    "id": "1",
+    "object": "chat.completion.chunk",
+    "created": 5,
+    "model": "m",
+    "choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hi"}, "finish_reason": None}],
+}
+
+
+def altered(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """Return a plain piece's JSON with another value at a path."""
+    data: dict[str, Any] = json.loads(json.dumps(PIECE))
+    place: Any = data
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return data
+
+
+PATHS = [
+    ("choices",),
+    ("choices", 0),
+    ("choices", 0, "index"),
+    ("choices", 0, "delta"),
+    ("choices", 0, "delta", "content"),
+    ("choices", 0, "delta", "tool_calls"),
+    ("choices", 0, "delta", "reasoning"),
+    ("choices", 0, "finish_reason"),
+    ("usage",),
+    ("error",),
+    ("object",),
+    ("x_groq",),
+    ("id",),
+    ("model",),
+    ("created",),
+]
+
+
+class TestPieces:
+    """Nearly every chunk is made in a shorter way, which nobody can tell from the longer one."""
+
+    @given(st.sampled_from(PATHS), JSON | st.sampled_from([[], {}, 0, 0.0, True, "", "error", [{}], {"a": 1}]))
+    def test_are_what_they_would_be(self, path: tuple[Any, ...], value: Any) -> None:
+        """A chunk made in the short way is equal, text and thoughts too; what is odd is left to the long one."""
+        data = altered(path, value)
+        piece = piece_of(data)
+        if piece is not None:
+            whole = CompletionChunk.from_dict(data)
+            assert (piece.text, piece.reasoning, piece.tool_calls) == (whole.text, whole.reasoning, whole.tool_calls)
+            assert piece.to_dict() == whole.to_dict()
+            assert piece == whole
+            assert (piece.text, piece.reasoning, piece.tool_calls) == (whole.text, whole.reasoning, whole.tool_calls)
+
+    def test_are_nearly_all(self) -> None:
+        """A piece of text, of thoughts, and a role alone are made in the short way."""
+        for delta in (
+            {"content": "Hi"},
+            {"role": "assistant", "content": ""},
+            {"content": None, "reasoning": "Hm"},
+            {},
+        ):
+            assert piece_of(altered(("choices", 0, "delta"), delta)) is not None
+
+    @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            (("choices", 0, "finish_reason"), "stop"),
+            (("choices", 0, "index"), 1),
+            (("choices", 0, "delta", "tool_calls"), [{"index": 0}]),
+            (("choices", 0, "delta", "content"), [{"type": "text", "text": "Hi"}]),
+            (("usage",), {"prompt_tokens": 1}),
+            (("error",), {"message": "no"}),
+            (("object",), "error"),
+            (("x_groq",), {"id": "req_1"}),
+            (("choices",), []),
+        ],
+    )
+    def test_are_nothing_else(self, path: tuple[Any, ...], value: Any) -> None:
+        """What carries more than text or thoughts is made in the long way."""
+        assert piece_of(altered(path, value)) is None
+
+    def test_follow_a_change(self) -> None:
+        """What is changed in a chunk's choices shows in its text."""
+        piece = piece_of(altered(("id",), "2"))
+        assert piece is not None
+        piece.model = "other"
+        piece.choices[0].delta.content = "Bye"
+        assert (piece.text, piece.model, piece.id) == ("Bye", "other", "2")
+
+    def test_travel(self) -> None:
+        """They can be pickled and copied."""
+        piece = piece_of(PIECE)
+        assert pickle.loads(pickle.dumps(piece)) == copy.copy(piece) == CompletionChunk.from_dict(PIECE)
+
+    def test_other_names_are_no_names(self) -> None:
+        """A name that a chunk does not have is an AttributeError."""
+        with pytest.raises(AttributeError, match="'CompletionChunk' object has no attribute 'txt'"):
+            piece_of(PIECE).txt  # type: ignore[union-attr]  # noqa: B018 - that is the claim
