@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .channel import CLOSED as CLOSED
     from .channel import Channel as Channel
     from .channel import ChannelStatistics as ChannelStatistics
+    from .channel import MergedChannel as MergedChannel
+    from .channel import merge as merge
+    from .channel import select as select
     from .client import Client as Client
     from .context import Context as Context
     from .context import Timeout as Timeout
@@ -73,7 +77,7 @@ if TYPE_CHECKING:
     from .transport.retry import Retry as Retry
 
 _HOMES = {
-    "channel": "Channel ChannelStatistics",
+    "channel": "CLOSED Channel ChannelStatistics MergedChannel merge select",
     "client": "Client",
     "context": "Context Timeout",
     "dialects": "Dialect",

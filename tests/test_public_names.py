@@ -19,7 +19,7 @@ NAMES = """
     TextChunk ImageURLChunk DocumentURLChunk ReferenceChunk FileChunk ThinkChunk AudioChunk UnknownChunk
     Tool Function ToolChoice ResponseFormat JSONSchema
     CompletionChunk StreamChoice DeltaMessage ChatCompletionResponse Choice ToolCall FunctionCall UsageInfo FinishReason
-    Role CompletionStream Channel Context Timeout Retry
+    Role CompletionStream Channel MergedChannel Context Timeout Retry
     ChanstreamError APIError APIStatusError BadRequestError AuthenticationError PermissionDeniedError NotFoundError
     ConflictError UnprocessableEntityError RateLimitError InternalServerError StreamAPIError APIConnectionError
     APITimeoutError StreamError StreamInterruptedError StreamTruncatedError StreamDecodeError EventTooLargeError
@@ -40,9 +40,18 @@ def test_it_can_be_imported(name: str) -> None:
     assert pickle.loads(pickle.dumps(value)) is value
 
 
+@pytest.mark.parametrize("name", ["select", "merge"])
+def test_a_function(name: str) -> None:
+    """Each public function is described, and at home in one of the package's modules."""
+    value = getattr(importlib.import_module("chanstream"), name)
+    assert inspect.isfunction(value)
+    assert inspect.getdoc(value)
+    assert value.__module__.startswith("chanstream.")
+
+
 def test_all_is_complete() -> None:
     """``__all__`` has every public name once, and each of them can be had."""
-    assert set(NAMES) <= set(chanstream.__all__)
+    assert {*NAMES, "select", "merge", "CLOSED"} <= set(chanstream.__all__)
     assert len(chanstream.__all__) == len(set(chanstream.__all__))
     assert all(hasattr(chanstream, name) for name in chanstream.__all__)
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 import chanstream
 from chanstream import (
+    CLOSED,
     APIError,
     APIStatusError,
     APITimeoutError,
@@ -35,6 +36,7 @@ from chanstream import (
     FunctionCall,
     ImageURLChunk,
     JSONSchema,
+    MergedChannel,
     RateLimitError,
     RateLimits,
     ResponseFormat,
@@ -53,6 +55,8 @@ from chanstream import (
     ToolMessage,
     UsageInfo,
     UserMessage,
+    merge,
+    select,
 )
 from chanstream.testing import RecordedRequest, Reply, StreamServer
 from chanstream.wire.framing import ServerSentEvent, decode_events
@@ -287,3 +291,15 @@ def other_modules() -> None:
         wrong_asked: int = server.requests  # type: ignore[assignment]
     version: str = chanstream.__version__
     unknown = chanstream.Klient  # type: ignore[attr-defined]
+
+
+def selecting_and_merging(a: Channel[int], b: Channel[int], stream: CompletionStream) -> None:
+    """What is selected is an item or CLOSED; what is merged comes with its key."""
+    channel, item = select(a, b, timeout=1)
+    right_channel: Channel[int] = channel
+    wrong_item: int = item  # type: ignore[assignment]
+    if item is not CLOSED:
+        right_item: int = item
+    by_name: MergedChannel[str, CompletionChunk] = merge({"x": stream})
+    by_position: MergedChannel[int, int] = merge([a, b])
+    wrong_key: MergedChannel[str, int] = merge([a, b])  # type: ignore[assignment]

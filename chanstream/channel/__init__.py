@@ -1,6 +1,8 @@
-"""Channels: a `queue.Queue` that can be closed and drained with ``for``, as in Go."""
+"""Channels: a `queue.Queue` that can be closed and drained with ``for``, as in Go; and several of them at once."""
 
 from .channel import Channel
+from .merging import MergedChannel, merge
 from .pipe import ChannelStatistics, Offer, Pipe
+from .selection import CLOSED, select
 
-__all__ = ["Channel", "ChannelStatistics", "Offer", "Pipe"]
+__all__ = ["CLOSED", "Channel", "ChannelStatistics", "MergedChannel", "Offer", "Pipe", "merge", "select"]

@@ -157,8 +157,7 @@ class Pipe(Generic[T]):
                     offer.on_room = on_room
             finally:
                 self._busy = False
-        if self._news or self._put_off:
-            self._after()
+        self._after()
         return offer
 
     def wait_for_room(self, offer: Offer[T], timeout: float | None = None) -> None:
@@ -382,12 +381,13 @@ class Pipe(Generic[T]):
                 self._change(step)
         while self._told or (self._news and self._waiters):
             with self.lock:
-                told, self._told = self._told, []
                 if self._news:
-                    told += self._waiters.values()
+                    self._told += self._waiters.values()
                 self._news = False
-            for waiter in told:
-                waiter()
+            with contextlib.suppress(IndexError):  # another thread is at it too
+                while True:
+                    waiter = self._told.pop(0)  # one at a time: Ctrl-C in one loses no other
+                    waiter()
 
     def _get_later(self, timeout: float | None) -> T:
         """Wait for an item and return it."""
@@ -401,6 +401,8 @@ class Pipe(Generic[T]):
                     raise Empty
                 with contextlib.suppress(IndexError):  # another thread was faster
                     return self._popleft()
+                if self._busy:  # we are an intruder: the step that we interrupted has to go on first
+                    raise Empty
                 if self.closed and not self._offers:
                     raise self.error or ChannelClosedError("the channel is closed and empty")
 

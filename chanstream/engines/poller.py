@@ -153,6 +153,7 @@ class _Stream:
         if self._body.done and not self._body.spoilt:
             self.line.give_back()
         self.flow.end()
+        self.flow.on_room = None  # a circle: only the garbage collector would free what hangs on it
 
 
 class _Poller:

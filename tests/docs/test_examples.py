@@ -44,6 +44,13 @@ PRINTED = {
         partial: 'one two three'
         the server says: the GPU is on fire
     """,
+    "04_merge": """
+        broken: StreamInterruptedError after 'The capital of France is'
+        fast: Paris, of course.
+        slow: Let me see. It is Paris.
+        fast knows, and the slow stream is streaming
+        after the loop it is cancelled
+    """,
 }
 
 

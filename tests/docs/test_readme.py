@@ -68,4 +68,4 @@ def test_a_link(page: Path, link: str) -> None:
 def test_the_reference_has_every_name(name: str) -> None:
     """Every public name is in the reference."""
     reference = (ROOT / "docs" / "reference.md").read_text("utf-8")
-    assert re.search(rf"^\.\. auto(class|exception):: {name}(\(.*\))?$", reference, re.MULTILINE)
+    assert re.search(rf"^\.\. auto(class|data|exception|function):: {name}(\(.*\))?$", reference, re.MULTILINE)
