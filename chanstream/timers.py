@@ -22,6 +22,8 @@ from collections.abc import Callable
 _LINGER = 0.02
 """Seconds for which the thread waits for a next deadline: streams in a row share a thread."""
 
+_NEVER = float("inf")
+
 _SLACK = 64
 """Stopped timers that may lie in the heap beyond the number of live ones: sweeping costs O(1) for each timer."""
 
@@ -57,6 +59,9 @@ class _Timers:
         self._order = itertools.count()  # two timers at the same instant are not compared
         self._live: set[Timer] = set()  # add and discard are atomic, as steps that a finalizer may interrupt must be
         self._thread: threading.Thread | None = None
+        self._looks_at = _NEVER  # when the thread looks at the heap again, at the latest
+        self._empty_since = _NEVER
+        self._comes_and_goes = False  # whether the last timer went since the thread looked last
 
     def start(self, when: float, callback: Callable[[], float | None]) -> Timer:
         timer = Timer(self, callback)
@@ -78,11 +83,18 @@ class _Timers:
                 timer.live = False
                 self._live.discard(timer)
                 if not self._live:
-                    self._cond.notify()  # the thread may end
+                    self._empty_since = time.monotonic()
+                    self._comes_and_goes = True
+                    self._wake_before(self._empty_since + _LINGER)  # the thread may end then
 
     def _push(self, when: float, timer: Timer) -> None:
         heapq.heappush(self._heap, (when, next(self._order), timer))
-        if self._heap[0][2] is timer:
+        self._wake_before(when)
+
+    def _wake_before(self, when: float) -> None:
+        """See to it that the thread looks again before ``when``. A wake costs more than all else here."""
+        if when < self._looks_at:
+            self._looks_at = when
             self._cond.notify()
 
     def _run(self) -> None:
@@ -102,22 +114,21 @@ class _Timers:
     def _next_due(self) -> Timer | None:
         """Wait for the next deadline and return its timer; None when the thread shall end."""
         with self._cond:
-            lingered = False
             while True:
                 while self._heap and not self._heap[0][2].live:
                     heapq.heappop(self._heap)
-                if self._heap:
-                    wait = self._heap[0][0] - time.monotonic()
-                    if wait <= 0:
-                        return heapq.heappop(self._heap)[2]
-                    self._cond.wait(wait)
-                    lingered = False
-                elif lingered:
+                now = time.monotonic()
+                self._looks_at = self._heap[0][0] if self._heap else self._empty_since + _LINGER
+                if self._looks_at <= now and self._heap:
+                    return heapq.heappop(self._heap)[2]
+                if self._looks_at <= now:
                     # Under the lock: whoever starts a timer after this sees that there is no thread.
-                    self._thread = None
+                    self._thread, self._looks_at = None, _NEVER
                     return None
-                else:
-                    lingered = not self._cond.wait(_LINGER)
+                if self._comes_and_goes:  # as with one stream after the other: so no end has to wake the thread
+                    self._looks_at = min(self._looks_at, now + _LINGER)
+                    self._comes_and_goes = False
+                self._cond.wait(self._looks_at - now)
 
 
 def call_at(when: float, callback: Callable[[], float | None]) -> Timer:

@@ -77,9 +77,8 @@ class Flow:
         self._forget: Callable[[], None] | None = None
 
     def begin(self) -> None:
-        """Let the context and the clocks reach the stream."""
+        """Let the context reach the stream."""
         self._forget = self.context.on_done(self.cancel)
-        self._arm()
 
     def feed(self, data: bytes, now: float) -> Offer[CompletionChunk] | None:
         """Take in bytes of the body that were read at ``now``, b"" for its clean end.
@@ -95,9 +94,6 @@ class Flow:
             chunks = machine.feed(data, now) if data else machine.eof(now)
             waiting = self._hand_over(chunks) if chunks else None
             self._blocked = waiting is not None
-        if self._ended_at is not None or machine.hold_until is not None or not self._idle_is_next:
-            self._arm()  # else the next clock to run out is the same as before, but later
-            self._idle_is_next = machine.last_event is not None
         return waiting
 
     def resume(self) -> None:
@@ -105,7 +101,6 @@ class Flow:
         with self._lock:
             self._resumed_at = time.monotonic()
             self._blocked = False
-        self._arm()
 
     def fail(self, error: ChanstreamError) -> None:
         """End the stream with ``error``, unless it has ended."""
@@ -159,9 +154,13 @@ class Flow:
             return self._asked_at + _or_never(self._timeout.first_chunk)
         return max(machine.last_event, self._resumed_at) + _or_never(self._timeout.idle)
 
-    def _arm(self) -> None:
-        """See to it that the timer calls in time. Only a clock that now ends earlier needs a new timer."""
-        due = self._due()
+    def keep_time(self) -> None:
+        """See to it that the clocks reach the stream; to be called before each wait for more of it."""
+        usual = self._ended_at is None and self._machine.hold_until is None
+        if usual and self._idle_is_next and self._timer_due < _NEVER:
+            return  # a timer for the idle clock is there, and that clock can only have moved to later
+        self._idle_is_next = self._machine.last_event is not None and not self._blocked
+        due = self._due()  # only a clock that now ends earlier needs a new timer
         if due < self._timer_due:
             self._disarm()
             self._timer_due = due

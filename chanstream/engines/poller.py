@@ -116,7 +116,10 @@ class _Stream:
                 self._take(data)
             except Exception as error:  # noqa: BLE001 - see _break
                 self._break(error)
-        return self._broken or self._body.done or self.flow.over
+        if self._broken or self._body.done or self.flow.over:
+            return True
+        self.flow.keep_time()
+        return False
 
     def _take(self, data: bytes) -> None:
         """Take in bytes of the connection, b"" for its end."""

@@ -52,6 +52,7 @@ def _run(flow: Flow, source: Source, pipe: Pipe[CompletionChunk]) -> None:
 
 def _pump(flow: Flow, source: Source, pipe: Pipe[CompletionChunk]) -> None:
     while not flow.over:
+        flow.keep_time()
         try:
             data = source.read()
         except ChanstreamError as error:

@@ -7,7 +7,7 @@ Seen on real servers, and read here: ``{"error": {...}}`` and ``{"error": "text"
 
 from __future__ import annotations
 
-import contextlib
+import secrets
 from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any, Literal
@@ -15,7 +15,9 @@ from typing import Any, Literal
 from ..errors import ChanstreamError, StreamAPIError, StreamDecodeError
 from ..models.chunk import CompletionChunk, piece_of
 from ..models.codec import best_loads
-from .framing import EventParser
+from .framing import EventParser, blocks_of
+
+_UNKNOWN = 10**15 + secrets.randbits(49)
 
 
 class Signal(Enum):
@@ -45,22 +47,29 @@ class Decoder:
             return self._decode_stray(block)
         return self._decode_data(event.data.strip().encode(), event.event, block)
 
-    def pieces(self, blocks: list[bytes]) -> list[CompletionChunk]:
-        """Return the chunks of those blocks at the front that are plain pieces of an answer, nearly always all.
+    def pieces(self, events: bytes) -> tuple[list[CompletionChunk], list[bytes]]:
+        """Return the chunks of those events at the front that are plain pieces of an answer, and the other blocks.
 
-        What `decode` would return for each, at a third of its cost.
+        What `decode` would return for each, at a quarter of its cost: nearly always all events are single lines of
+        JSON. Then they are one line of JSON too, once what parts them is replaced; with a number that no server can
+        know, so that one that sends half an object finds no way to make it whole with the next.
         """
-        loads = self._loads
+        prefix = b"data: " if events.startswith(b"data: ") else b"data:"
+        lines = events.removeprefix(prefix)[:-2].removesuffix(b"\n\ndata: [DONE]")
+        try:
+            values = self._loads(b"[%b]" % lines.replace(b"\n\n" + prefix, b",%d," % _UNKNOWN))
+        except ValueError:
+            return [], blocks_of(events)
         chunks: list[CompletionChunk] = []
-        with contextlib.suppress(ValueError):  # [DONE], for one
-            for block in blocks:
-                if not block.startswith(b"data:") or b"\n" in block:
-                    break
-                piece = piece_of(loads(block[5:]))
+        if values[1::2] == [_UNKNOWN] * (len(values) // 2):
+            for value in values[::2]:
+                piece = piece_of(value)
                 if piece is None:
                     break
                 chunks.append(piece)
-        return chunks
+        if 2 * len(chunks) > len(values) and len(lines) + len(prefix) + 2 == len(events):
+            return chunks, []
+        return chunks, blocks_of(events)[len(chunks) :]
 
     def _decode_data(self, data: bytes, kind: str, block: bytes) -> CompletionChunk | Literal[Signal.DONE] | None:
         try:

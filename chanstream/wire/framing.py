@@ -36,15 +36,15 @@ class ServerSentEvent:
 
 
 class Framing:
-    """Cuts a stream of bytes into the blocks of lines that make an event each."""
+    """Finds the ends of events in a stream of bytes."""
 
     def __init__(self) -> None:
         self._rest = bytearray()  # the lines of the unfinished event, line endings already LF
         self._at_start = True
         self._after_cr = False
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the blocks that ``data`` completes, without the blank lines that end them."""
+    def feed(self, data: bytes) -> bytes:
+        """Return the bytes of the events that ``data`` completes, line endings LF; see `blocks_of`."""
         if self._at_start:
             data = self._without_bom(data)
         if self._after_cr or b"\r" in data:
@@ -54,12 +54,16 @@ class Framing:
             seen = len(rest) - 1  # the first LF of a pair may be the last byte that we have
             rest += data
             if rest.find(b"\n\n", seen) < 0:
-                return []
+                return b""
             data = bytes(rest)
             rest.clear()
-        *blocks, tail = data.split(b"\n\n")
-        rest += tail
-        return blocks
+        end = data.rfind(b"\n\n") + 2
+        if end == 1:
+            end = 0
+        elif data[end - 3 : end] == b"\n\n\n":  # pairs count from the left: an odd one begins the next event
+            end -= (end - len(data[:end].rstrip(b"\n"))) % 2
+        rest += data[end:]
+        return data[:end]
 
     @property
     def rest(self) -> bytes:
@@ -93,6 +97,11 @@ class Framing:
             data = data.removeprefix(b"\n")
         self._after_cr = data.endswith(b"\r")
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def blocks_of(events: bytes) -> list[bytes]:
+    """Return the lines of each of the events that `Framing.feed` returned, without the blank lines that end them."""
+    return events[:-2].split(b"\n\n") if events else []
 
 
 class EventParser:
@@ -164,7 +173,7 @@ def decode_events(chunks: Iterable[bytes]) -> Iterator[ServerSentEvent]:
     """
     framing, parser = Framing(), EventParser()
     for chunk in chunks:
-        for block in framing.feed(chunk):
+        for block in blocks_of(framing.feed(chunk)):
             event = parser.parse(block)
             if event is not None:
                 yield event

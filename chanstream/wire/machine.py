@@ -19,7 +19,7 @@ from ..errors import (
 from ..models.chat import UsageInfo
 from ..models.chunk import CompletionChunk, StreamChoice
 from .decoding import Decoder, Signal, failed
-from .framing import Framing
+from .framing import Framing, blocks_of
 from .whole import WholeBody, is_whole
 
 HOLD_SECONDS = 1.0
@@ -89,10 +89,12 @@ class StreamMachine:
             return out
         if self._whole is not None:
             data = self._feed_whole(data)
-        blocks = self._framing.feed(data)
-        if (0 in self._unfinished or not self._finished) and max(map(len, blocks), default=0) <= self._max_event_bytes:
-            out = self._take_pieces(blocks, now)
-        for block in blocks[len(out) :]:
+        events = self._framing.feed(data)
+        if 0 < len(events) <= self._max_event_bytes and (0 in self._unfinished or not self._finished):
+            out, blocks = self._take_pieces(events, now)
+        else:
+            blocks = blocks_of(events)
+        for block in blocks:
             if len(block) > self._max_event_bytes:
                 return self._too_large(out, now)
             if self._take(block, now, out):
@@ -131,18 +133,21 @@ class StreamMachine:
 
     # -- one event --------------------------------------------------------------------------------------------------
 
-    def _take_pieces(self, blocks: list[bytes], now: float) -> list[CompletionChunk]:
-        """Act on the blocks at the front that only go on with the first choice, in one pass; return their chunks.
+    def _take_pieces(self, events: bytes, now: float) -> tuple[list[CompletionChunk], list[bytes]]:
+        """Act on the events at the front that only go on with the first choice, in one pass.
 
         While that choice is not finished nothing is held back, and `_hand_on` would do no more for each of them.
+
+        Returns:
+            Their chunks, and the blocks of the other events.
         """
-        pieces = self._decoder.pieces(blocks)
+        pieces, blocks = self._decoder.pieces(events)
         if pieces:
             self._stamp(pieces[0], now)  # the others came in the same bytes: no time has passed
             self._previous = pieces[-1]
             self._unfinished.add(0)
             self.last_event = now
-        return pieces
+        return pieces, blocks
 
     def _take(self, block: bytes, now: float, out: list[CompletionChunk]) -> bool:
         """Act on one block; return whether the stream has ended with it."""

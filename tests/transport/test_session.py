@@ -365,6 +365,28 @@ class TestTheSession:
         finally:
             sys.setswitchinterval(usual)
 
+    def test_sends_each_body(self, plain: Link) -> None:
+        """What is prepared once for many requests is not their body, nor its length."""
+        server = plain.serve(Reply(body=b"one"))
+        bodies = [b"{}", b'{"longer": true}', b"", b"{}"]
+        with transport_to(server) as transport:
+            for body in bodies:
+                read_all(transport, call(body=body))
+        assert [request.body for request in server.requests] == bodies
+        assert [request.headers["Content-Length"] for request in server.requests] == ["2", "16", "0", "2"]
+
+    def test_asks_the_environment_when_it_has_changed(self, plain: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A proxy that the environment names from now on is asked from now on, and no more when it is gone."""
+        server, proxy = plain.serve(Reply(body=b"direct")), plain.serve(Reply(body=b"by proxy"))
+        with transport_to(server) as transport:
+            assert read_all(transport, call()) == b"direct"
+            monkeypatch.setenv("HTTP_PROXY", proxy.url)
+            monkeypatch.setenv("NO_PROXY", "")
+            monkeypatch.setenv("no_proxy", "")
+            assert read_all(transport, call()) == b"by proxy"
+            monkeypatch.delenv("HTTP_PROXY")
+            assert read_all(transport, call()) == b"direct"
+
     def test_is_closed_while_in_use(self, link: Link) -> None:
         """Closing the transport leaves streams that are on their way alone."""
         with transport_to(link.serve(Reply(body=b"abcdef", split=2, pace=0.05))) as transport:

@@ -7,6 +7,8 @@ import sys
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chanstream.errors import StreamAPIError, StreamDecodeError
 from chanstream.models import codec
@@ -374,3 +376,51 @@ class TestHelpers:
         error = StreamDecodeError("x")
         assert failed(error) == CompletionChunk(error=error)
         assert failed(error, {"a": 1}).raw == {"a": 1}
+
+
+BLOCKS = [
+    CHUNK,
+    '{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}',
+    '{"choices":[{"index":0,"delta":{"content":null,"reasoning":"Hm"},"finish_reason":null}]}',
+    '{"choices":[{"index":0,"delta":{"content":"end"},"finish_reason":"stop"}]}',
+    '{"choices":[{"index":1,"delta":{"content":"other"}}]}',
+    '{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}',
+    '{"error":{"message":"no"}}',
+    "[DONE]",
+    "[1, 2]",
+    "5",
+    "",
+    "{}, {}",
+    f"{CHUNK}, {CHUNK}",
+    '{"choices":[{"index":0,"delta":{"content":"x","y":[{}',
+    "{}]}}]}",
+    '{"choices": [{"index": 0,\ndata: "delta": {"content": "two lines"}}]}',
+    f"{CHUNK}\nid: 5",
+]
+
+
+class TestPieces:
+    """Many events in one step give what each of them gives alone."""
+
+    @given(
+        st.lists(st.sampled_from(BLOCKS).map("data: {}".format) | st.sampled_from([": ping", "data:" + CHUNK, "x"])),
+        st.integers(0, 3),
+    )
+    def test_are_what_they_would_be(self, blocks: list[str], plain: int) -> None:
+        """The chunks at the front are those of their blocks, and the other blocks are all there."""
+        given_blocks = [block.encode() for block in ["data: " + CHUNK] * plain + blocks]
+        chunks, rest = Decoder().pieces(b"".join(block + b"\n\n" for block in given_blocks))
+        assert chunks == [Decoder().decode(block) for block in given_blocks[: len(chunks)]]
+        assert rest == given_blocks[len(chunks) :]
+
+    def test_all(self) -> None:
+        """Nothing is left over of plain pieces, with and without a blank after the colon."""
+        for prefix in ("data: ", "data:"):
+            chunks, rest = Decoder().pieces(f"{prefix}{CHUNK}\n\n".encode() * 3)
+            assert ([chunk.text for chunk in chunks], rest) == (["Zürich"] * 3, [])
+
+    def test_halves_are_not_joined(self) -> None:
+        """Half an object stays half an object, though the next event begins with its other half."""
+        first, second = BLOCKS[13], BLOCKS[14]
+        blocks = [f"data: {block}".encode() for block in (first, second, f"{CHUNK}, {CHUNK}")]
+        assert Decoder().pieces(b"".join(block + b"\n\n" for block in blocks)) == ([], blocks)
