@@ -2,7 +2,7 @@
 
 from .channel import Channel
 from .merging import MergedChannel, merge
-from .pipe import ChannelStatistics, Offer, Pipe
+from .pipe import ChannelStatistics, Offer, Pipe, hand_over
 from .selection import CLOSED, select
 
-__all__ = ["CLOSED", "Channel", "ChannelStatistics", "MergedChannel", "Offer", "Pipe", "merge", "select"]
+__all__ = ["CLOSED", "Channel", "ChannelStatistics", "MergedChannel", "Offer", "Pipe", "hand_over", "merge", "select"]

@@ -20,7 +20,6 @@ import contextlib
 import os
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from queue import Empty
 from types import TracebackType
 from typing import Generic, TypeVar, overload
 
@@ -216,18 +215,13 @@ class _Feeder(Generic[K, T]):
 
     def _move(self) -> None:
         while not (self._over or self._waiting or self._merged.closed) and self._source.readable():
-            try:
-                pairs = [(self._key, item) for item in self._source.get_many(_BATCH, 0)]
-            except Empty:
-                continue  # a consumer that should not be there was faster
-            except BaseException as error:
-                if error is not self._source.error and not isinstance(error, ChannelClosedError):
-                    raise
+            pairs = [(self._key, item) for item in self._source.take(_BATCH)]
+            if pairs:
+                with contextlib.suppress(ChannelClosedError):
+                    self._waiting = self._merged.offer(pairs, self.move)
+            elif self._source.over:
                 self._over = True
                 self._ends.one(self._source.error)
-                continue
-            with contextlib.suppress(ChannelClosedError):
-                self._waiting = self._merged.offer(pairs, self.move)
         if self._over or self._merged.closed:
             self._forget()
 

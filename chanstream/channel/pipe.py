@@ -7,17 +7,22 @@ A producer that finds no room leaves its items as an *offer*; whoever takes an i
 place, as Go's channels do. So the capacity is exact, order is kept among producers, and a producer with many items is
 woken once, when the last has gone in, and not for each.
 
-Locking: ``lock`` guards everything here. No other lock is taken while it is held, and nobody is called. The one thing
-done without it is to take an item off ``items``, which is atomic; whoever counts on an item takes it the same way, and
-is ready to find none. It is reentrant, because a signal handler, or a finalizer that the garbage collector runs, may
-close the pipe in the middle of a step of the same thread. Two rules make that safe. A step that changes things is
-marked as ``_busy``, and an intruder's change is put off until the step is done. And whoever waits registers first and
-looks then, so that an intruder's news in between is not missed; `threading.Condition` looks first.
+Locking: ``lock`` guards everything here, and nobody is called while it is held. Two things are done without it, because
+each is one atomic step: to take an item off ``items``, and to enter oneself in a list of those who wait. Whoever counts
+on an item takes it the same way, and is ready to find none.
+
+The lock is reentrant, because a signal handler, or a finalizer that the garbage collector runs, may close the pipe in
+the middle of a step of the same thread. A step that changes things is marked as ``_busy``, and an intruder's change is
+put off until the step is done.
+
+Whoever waits registers first and looks then, so that nothing that comes in between is missed; `threading.Condition`
+looks first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections import deque
@@ -56,6 +61,32 @@ class ChannelStatistics:
     waiting_getters: int
     waiting_putters: int
     closed: bool
+
+
+_ANY_NUMBER = sys.maxsize
+
+
+class HandOver(threading.local):
+    """When this thread wakes those who wait for what it puts into pipes: at once, or many at a time.
+
+    A thread that is woken while this one goes on has to wait for the interpreter, and is put to sleep a second time. So
+    one that feeds many pipes holds the wakes back, and lets them go before it waits itself.
+    """
+
+    held: list[Any] | None = None
+
+    def hold(self) -> None:
+        """Hold wakes of this thread back from now on."""
+        self.held = []
+
+    def let_go(self) -> None:
+        """Wake all those at once, and hold no more back."""
+        held, self.held = self.held, None
+        for waiter in held or ():
+            waiter.release()
+
+
+hand_over = HandOver()
 
 
 class Offer(deque[T]):
@@ -147,14 +178,14 @@ class Pipe(Generic[T]):
         with self.lock:
             if self.ended:
                 raise ChannelClosedError("the channel is closed")
-            if not offer:
-                return offer
             self._busy = True
             try:
-                self._offers.append(offer)
-                self._admit()
-                if offer:
-                    offer.on_room = on_room
+                if not self._offers and self._room() >= len(offer):
+                    self._let_in(offer, len(offer))
+                elif offer:
+                    self._offers.append(offer)
+                    self._admit()
+                    offer.on_room = on_room if offer else None
             finally:
                 self._busy = False
         self._after()
@@ -167,8 +198,7 @@ class Pipe(Generic[T]):
             As `put_many`; then the rest is taken back.
         """
         try:
-            with self.lock:
-                self._wait(self._others, lambda: not offer or self.ended, timeout)
+            self._wait(self._others, lambda: not offer or self.ended, timeout)
         finally:
             if offer:  # the time is up, or somebody pressed Ctrl-C
                 self._change(lambda: self._withdraw(offer))
@@ -223,26 +253,37 @@ class Pipe(Generic[T]):
         _check(timeout)
         if most is not None and most < 1:
             raise ValueError(f"most: expected 1 or more, got {most!r}")
-        taken: list[T] = []
-        try:
-            taken.append(self._popleft())
-        except IndexError:
+        taken = self.take(most)
+        if not taken:
             taken.append(self._get_later(timeout))
-        with contextlib.suppress(IndexError):  # fewer are there; what was taken before that stays in the list
-            taken.extend(self._popleft() for _ in range(len(self.items) if most is None else most - 1))
+            taken += self.take(None if most is None else most - 1)
+        return taken
+
+    def take(self, most: int | None = None) -> list[T]:
+        """Take all items that are there, at most ``most``; never waits."""
+        taken: list[T] = []
+        popleft = self._popleft
+        try:
+            for _ in range(len(self.items) if most is None else most):
+                taken.append(popleft())  # noqa: PERF401 - what was taken before there is no more must not be lost
+        except IndexError:
+            pass
         if self._offers:
             self._change(self._admit)
         return taken
 
     def wait_closed(self, timeout: float) -> bool:
         """Wait until the pipe is closed, at most ``timeout`` seconds; return whether it is."""
-        with self.lock:
-            return self._wait(self._others, lambda: self.closed, timeout)
+        return self._wait(self._others, lambda: self.closed, timeout)
 
     def readable(self) -> bool:
         """Return whether `get` would return or raise at once."""
-        with self.lock:
-            return bool(self.items) or self.closed
+        return bool(self.items) or self.closed
+
+    @property
+    def over(self) -> bool:
+        """Whether it is closed and all is taken."""
+        return self.closed and not (self.items or self._offers)
 
     def add_waiter(self, waiter: Waiter) -> Callable[[], None]:
         """Call ``waiter``, in the thread that causes it, whenever the pipe may have become readable.
@@ -277,23 +318,32 @@ class Pipe(Generic[T]):
         """Move offered items in, in order, as far as there is room."""
         while self._offers:
             offer = self._offers[0]
-            free = len(offer) if self.maxsize <= 0 else self.maxsize - len(self.items)
-            room = min(len(offer), free)
-            if room > 0:
-                if room == len(offer):
-                    self.items.extend(offer)
-                    offer.clear()
-                else:
-                    self.items.extend(offer.popleft() for _ in range(room))
-                self._put += room
-                self.unfinished += room
-                self._wake(self._getters, room)
-                self._news = True
+            self._let_in(offer, min(len(offer), self._room()))
             if offer:
                 break
             self._offers.popleft()
             self._retire(offer)
-        self._most_depth = max(self._most_depth, len(self.items))
+
+    def _room(self) -> int:
+        """Return how many items have room."""
+        return self.maxsize - len(self.items) if self.maxsize > 0 else _ANY_NUMBER
+
+    def _let_in(self, offer: Offer[T], count: int) -> None:
+        """Move the first ``count`` offered items in."""
+        if count <= 0:
+            return
+        if count == len(offer):
+            self.items.extend(offer)
+            offer.clear()
+        else:
+            self.items.extend(offer.popleft() for _ in range(count))
+        self._put += count
+        self.unfinished += count
+        depth = len(self.items)
+        self._most_depth = max(self._most_depth, depth)
+        if self._getters:
+            self._wake(self._getters, count)
+        self._news = True
 
     def _retire(self, offer: Offer[T]) -> None:
         """See to it that who made an offer hears that it waits no longer."""
@@ -352,8 +402,16 @@ class Pipe(Generic[T]):
     @staticmethod
     def _wake(waiting: deque[Any], most: int | None = None) -> None:
         """Wake threads that wait, those that have waited longest first."""
+        held = hand_over.held
         for _ in range(len(waiting) if most is None else min(most, len(waiting))):
-            waiting.popleft().release()
+            try:
+                waiter = waiting.popleft()
+            except IndexError:  # the last one has gone by itself
+                return
+            if held is None:
+                waiter.release()
+            else:
+                held.append(waiter)
 
     # -- around the steps -------------------------------------------------------------------------------------------
 
@@ -379,15 +437,18 @@ class Pipe(Generic[T]):
                 steps, self._put_off = self._put_off, []
             for step in steps:
                 self._change(step)
-        while self._told or (self._news and self._waiters):
-            with self.lock:
-                if self._news:
-                    self._told += self._waiters.values()
-                self._news = False
-            with contextlib.suppress(IndexError):  # another thread is at it too
-                while True:
-                    waiter = self._told.pop(0)  # one at a time: Ctrl-C in one loses no other
-                    waiter()
+        if self._news:
+            self._news = False
+            if self._waiters:
+                self._told += list(self._waiters.values())
+        while self._told:
+            try:
+                waiter = self._told.pop(0)  # one at a time: Ctrl-C in one loses no other
+            except IndexError:  # another thread is at it too
+                return
+            waiter()
+
+    # -- waiting, without the lock ------------------------------------------------------------------------------------
 
     def _get_later(self, timeout: float | None) -> T:
         """Wait for an item and return it."""
@@ -396,17 +457,17 @@ class Pipe(Generic[T]):
             if self._offers:  # whoever took the last item has not come to move them in yet
                 self._change(self._admit)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._wait(self._getters, self.readable, left):
+                raise Empty
+            try:
+                return self._popleft()
+            except IndexError:  # another thread was faster, or there is nothing more
+                pass
             with self.lock:
-                if not self._wait(self._getters, lambda: self.items or self.closed, left):
-                    raise Empty
-                with contextlib.suppress(IndexError):  # another thread was faster
-                    return self._popleft()
                 if self._busy:  # we are an intruder: the step that we interrupted has to go on first
                     raise Empty
-                if self.closed and not self._offers:
+                if self.over:
                     raise self.error or ChannelClosedError("the channel is closed and empty")
-
-    # -- waiting, with the lock held ----------------------------------------------------------------------------------
 
     def _wait(self, waiting: deque[Any], ready: Callable[[], object], timeout: float | None) -> bool:
         """Wait until ``ready()``, at most so many seconds; return whether it is."""
@@ -422,27 +483,24 @@ class Pipe(Generic[T]):
             waiting.append(waiter)
             try:
                 if not ready():
-                    self._sleep(waiter, left)
+                    waiter.acquire(True, left)
             except BaseException:  # Ctrl-C: the news that may have come for this thread is for the next one
-                if waiter not in waiting:
-                    self._wake(waiting, 1)
+                self._wake(waiting, 1)
                 raise
             finally:
-                if waiter in waiting:  # else it was taken out by whoever woke it
-                    waiting.remove(waiter)
+                if waiter in waiting:  # else whoever woke it has taken it out
+                    _remove(waiting, waiter)
             if ready():
                 return True
-
-    def _sleep(self, waiter: Any, seconds: float) -> None:
-        self.lock.release()
-        try:
-            waiter.acquire(True, seconds)
-        finally:
-            self.lock.acquire()
 
     def _forget(self, key: object) -> None:
         with self.lock:
             self._waiters.pop(key, None)
+
+
+def _remove(waiting: deque[Any], waiter: object) -> None:
+    with contextlib.suppress(ValueError):  # it was woken at this very moment
+        waiting.remove(waiter)
 
 
 def _check(timeout: float | None) -> None:

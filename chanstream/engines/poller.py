@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Iterable
 
-from ..channel import Pipe
+from ..channel import Pipe, hand_over
 from ..errors import ChanstreamError, StreamError, StreamInterruptedError
 from ..models.chunk import CompletionChunk
 from ..transport.session import Answer, Call
@@ -41,6 +41,8 @@ _LINGER = 0.02
 
 _SLICE = 64
 """How many streams are read before their chunks are handed over: bounds what lies in between, 64 KiB each at most."""
+
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 _log = logging.getLogger("chanstream")
 
@@ -111,12 +113,14 @@ class _Stream:
     def deliver(self) -> bool:
         """Hand on the chunks that they make; return whether the stream is over."""
         data, self._data = self._data, None
-        if data is not None and not self.flow.over:
+        if self._broken or self.flow.over:
+            return True
+        if data is not None:
             try:
                 self._take(data)
             except Exception as error:  # noqa: BLE001 - see _break
                 self._break(error)
-        if self._broken or self._body.done or self.flow.over:
+        if self._broken or self._body.done:
             return True
         self.flow.keep_time()
         return False
@@ -132,7 +136,7 @@ class _Stream:
             self._paused = self.flow.feed(payload, self._read_at) is not None
         if body.done:
             self.flow.feed(b"", self._read_at)
-        elif self.line.has_more():
+        elif self.line.is_tls and self.line.has_more():
             self._poller.call(self)
 
     def _break(self, error: Exception) -> None:
@@ -149,7 +153,7 @@ class _Stream:
         """Return which events of its socket would be news."""
         if self._paused:
             return 0
-        return selectors.EVENT_WRITE if self.line.wants_write else selectors.EVENT_READ
+        return _WRITE if self.line.wants_write else _READ
 
     def end(self) -> None:
         """Free everything, in nobody's hands any more."""
@@ -220,6 +224,7 @@ class _Poller:
                 pass
         except BaseException as error:  # noqa: BLE001 - no stream may wait for a thread that is gone
             _log.exception("the poller failed")
+            hand_over.let_go()
             with self._lock:
                 self._shut(woken)
                 orphans, self._streams = self._streams, set()
@@ -234,36 +239,58 @@ class _Poller:
         with self._lock:
             called, self._called = self._called, []
             idle = not self._streams
-        news = self._selector.select(0 if called else _LINGER if idle else None)
-        for key, _ in news:
-            if key.data is None:
-                woken.recv(4096)
-            else:
-                called.append(key.data)
+        news = self._news(woken, 0 if called else _LINGER if idle else None)
         if idle and not news:
             with self._lock:
                 if not self._streams:
                     self._shut(woken)
                     return False
-        streams = [stream for stream in dict.fromkeys(called) if stream in self._streams]  # called once, and not over
-        for start in range(0, len(streams), _SLICE):
-            self._serve(streams[start : start + _SLICE])
+        # A call and a socket's news may be for one stream, and a call for one that is over.
+        streams = [stream for stream in dict.fromkeys([*called, *news]) if stream in self._streams]
+        while streams:
+            batch, streams = dict.fromkeys(streams[:_SLICE]), streams[_SLICE:]
+            for stream in batch:
+                stream.read()
+            if not streams:
+                self._read_on(batch, woken)
+            self._deliver(batch)
         return True
 
-    def _serve(self, streams: Iterable[_Stream]) -> None:
-        for stream in streams:
-            stream.read()
-        for stream in streams:
+    def _read_on(self, batch: dict[_Stream, None], woken: socket.socket) -> None:
+        """Read others too, as long as news of others keeps coming: the bytes of a burst come one after the other."""
+        while len(batch) < _SLICE:
+            fresh = [stream for stream in self._news(woken, 0) if stream not in batch]
+            if not fresh:
+                return
+            for stream in fresh:
+                stream.read()
+            batch.update(dict.fromkeys(fresh))
+
+    def _news(self, woken: socket.socket, wait: float | None) -> list[_Stream]:
+        """Return the streams whose sockets have news, waiting for the first."""
+        streams = []
+        hand_over.let_go()
+        news = self._selector.select(wait)
+        hand_over.hold()
+        for key, _ in news:
+            if key.data is None:
+                woken.recv(4096)
+            else:
+                streams.append(key.data)
+        return streams
+
+    def _deliver(self, batch: Iterable[_Stream]) -> None:
+        for stream in batch:
             over = stream.deliver()
-            self._watch(stream, 0 if over else stream.wants())
+            events = 0 if over else stream.wants()
+            if events != stream.watched:
+                self._watch(stream, events)
             if over:
                 with self._lock:
                     self._streams.discard(stream)
                 stream.end()
 
     def _watch(self, stream: _Stream, events: int) -> None:
-        if events == stream.watched:
-            return
         if not events:
             self._selector.unregister(stream.line)
         elif stream.watched:

@@ -35,6 +35,7 @@ class Line:
 
     Attributes:
         framing: How the body on it is framed.
+        is_tls: Whether there is TLS on it.
         wants_write: Whether TLS has to write before it can read (a key update, a renegotiation).
 
     Thread safety: one thread reads, gives back and closes; `cancel` may be called from any thread.
@@ -47,7 +48,7 @@ class Line:
         self._ahead: Any = raw._fp.fp
         self.framing = _framing(raw._fp)
         self.wants_write = False
-        self._is_tls = isinstance(sock, ssl.SSLSocket)
+        self.is_tls = isinstance(sock, ssl.SSLSocket)
         sock.setblocking(False)
 
     def fileno(self) -> int:
@@ -79,8 +80,8 @@ class Line:
         return b""
 
     def has_more(self) -> bool:
-        """Return whether bytes were read off the socket already, where no selector sees them."""
-        return self._is_tls and bool(self._sock.pending())
+        """Return whether TLS has read more off the socket, which no selector sees."""
+        return self.is_tls and bool(self._sock.pending())
 
     def give_back(self) -> None:
         """Return the connection to its pool: the body was read to its end."""

@@ -14,7 +14,9 @@ _MAX_LINE = 16 * 1024
 
 _MAX_TRAILERS = 64 * 1024
 
-_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}(?=[;\s]|$)")
+_MOST_DIGITS = 16
+
+_SIZE = re.compile(rb"[0-9A-Fa-f]{1,%d}(?=[;\s]|$)" % _MOST_DIGITS)
 """A chunk's size; 16 digits are 64 bits. What may follow it is an extension, which nobody needs."""
 
 
@@ -102,6 +104,8 @@ class Chunked:
         """Return the payload of the chunks in ``data``."""
         if self._rest:
             data, self._rest = self._rest + data, b""
+        if not (self._left or self._in_trailers) and (payload := _one(data)):
+            return payload
         pieces: list[bytes] = []
         at = self._take(data, 0, pieces) if self._left else 0
         if not (self._left or self._in_trailers):
@@ -159,6 +163,15 @@ class Chunked:
         if len(rest) > _MAX_LINE:
             raise BodyError("a line of the chunked coding has no end")
         self._rest = rest
+
+
+def _one(data: bytes) -> bytes:
+    """Return the payload of data that is one whole chunk, as it is where tokens come in their own time; else b""."""
+    line_end = data.find(b"\r\n", 0, _MOST_DIGITS + 2)
+    size = data[: max(line_end, 0)]
+    if not size or size.strip(_HEX) or line_end + 2 + int(size, 16) + 2 != len(data) or data[-2:] != b"\r\n":
+        return b""
+    return data[line_end + 2 : -2]
 
 
 def _take_many(data: bytes, at: int, pieces: list[bytes]) -> int:

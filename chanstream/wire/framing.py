@@ -57,12 +57,15 @@ class Framing:
                 return b""
             data = bytes(rest)
             rest.clear()
-        end = data.rfind(b"\n\n") + 2
-        if end == 1:
-            end = 0
-        elif data[end - 3 : end] == b"\n\n\n":  # pairs count from the left: an odd one begins the next event
+        last = data.rfind(b"\n\n")
+        if last < 0:
+            rest += data
+            return b""
+        end = last + 2
+        if data[last - 1 : last] == b"\n":  # pairs count from the left: an odd one begins the next event
             end -= (end - len(data[:end].rstrip(b"\n"))) % 2
-        rest += data[end:]
+        if end < len(data):
+            rest += data[end:]
         return data[:end]
 
     @property
