@@ -113,7 +113,7 @@ class _Stream:
     def deliver(self) -> bool:
         """Hand on the chunks that they make; return whether the stream is over."""
         data, self._data = self._data, None
-        if self._broken or self.flow.over:
+        if self.flow.over:
             return True
         if data is not None:
             try:
