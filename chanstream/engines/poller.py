@@ -247,23 +247,28 @@ class _Poller:
                     return False
         # A call and a socket's news may be for one stream, and a call for one that is over.
         streams = [stream for stream in dict.fromkeys([*called, *news]) if stream in self._streams]
-        while streams:
+        while len(streams) > _SLICE:
             batch, streams = dict.fromkeys(streams[:_SLICE]), streams[_SLICE:]
-            for stream in batch:
-                stream.read()
-            if not streams:
-                self._read_on(batch, woken)
+            self._read(batch)
             self._deliver(batch)
+            hand_over.let_go()  # and hold no more back: those that follow come while consumers are at work anyway
+        batch = dict.fromkeys(streams)
+        self._read(batch)
+        self._read_on(batch, woken)
+        self._deliver(batch)
         return True
+
+    def _read(self, streams: Iterable[_Stream]) -> None:
+        for stream in streams:
+            stream.read()
 
     def _read_on(self, batch: dict[_Stream, None], woken: socket.socket) -> None:
         """Read others too, as long as news of others keeps coming: the bytes of a burst come one after the other."""
         while len(batch) < _SLICE:
-            fresh = [stream for stream in self._news(woken, 0) if stream not in batch]
+            fresh = [stream for stream in self._news(woken, 0) if stream not in batch][: _SLICE - len(batch)]
             if not fresh:
                 return
-            for stream in fresh:
-                stream.read()
+            self._read(fresh)
             batch.update(dict.fromkeys(fresh))
 
     def _news(self, woken: socket.socket, wait: float | None) -> list[_Stream]:
