@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from types import TracebackType
 from typing import Literal, TypeAlias
 
-from . import timers
 from .channel import Channel, Pipe
 from .context import Context
 from .errors import ChannelClosedError, ChanstreamError, StreamCancelledError, StreamInterruptedError
@@ -194,21 +190,11 @@ class CompletionStream(Channel[CompletionChunk]):
         self.close()
 
     def __del__(self) -> None:
-        if not hasattr(self, "_context") or self._pid != os.getpid():  # __init__ did not get far; a fork's copy
-            return
-        if self._pipe.ended and not self._pipe.closed:  # as `close`, but a finalizer must not wait: it may run anywhere
-            self._pipe.abandon()
-            with contextlib.suppress(RuntimeError):  # no more threads can be started
-                timers.call_at(time.monotonic() + _DRAIN_GRACE, partial(_cancel, self._context))
-                return
-        self.close()
+        if hasattr(self, "_context"):  # else __init__ did not get far
+            self.close()
 
     def __repr__(self) -> str:
         return f"<CompletionStream {self.state}, {self.qsize()} chunks waiting>"
-
-
-def _cancel(context: Context) -> None:
-    context.cancel(StreamCancelledError("the stream was closed"))
 
 
 def _with_partial(error: ChanstreamError, answer: Assembler) -> ChanstreamError:

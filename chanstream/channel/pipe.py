@@ -274,6 +274,8 @@ class Pipe(Generic[T]):
 
     def wait_closed(self, timeout: float) -> bool:
         """Wait until the pipe is closed, at most ``timeout`` seconds; return whether it is."""
+        if hand_over.held is not None:  # a finalizer, in the thread that would have to close it
+            return self.closed
         return self._wait(self._others, lambda: self.closed, timeout)
 
     def readable(self) -> bool:
