@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Literal, TypeAlias
@@ -136,8 +137,8 @@ class CompletionStream(Channel[CompletionChunk]):
         Args:
             error: Not used; there because a `Channel` has it.
         """
-        if self._pid != os.getpid():
-            return  # a forked child's copy: locks may be held for ever, and the connection is the parent's
+        if self._pid != os.getpid() or sys.is_finalizing():
+            return  # a fork's copy, or the process ends: locks may be held for ever by threads that are no more
         if self._pipe.ended:
             self._pipe.wait_closed(_DRAIN_GRACE)
         else:

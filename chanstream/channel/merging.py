@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -73,8 +74,8 @@ class MergedChannel(Channel[tuple[K, T]], Generic[K, T]):
         Args:
             error: Not used; there because a `Channel` has it.
         """
-        if self._pid != os.getpid():
-            return  # the sources are the parent's
+        if self._pid != os.getpid() or sys.is_finalizing():
+            return  # the sources are the parent's, or the process ends
         self._pipe.abandon()
         # A stream that is at its end may take a moment, which those that go on shall not wait for.
         for source in sorted(self._sources, key=lambda source: _pipe(source).ended):

@@ -123,9 +123,11 @@ class Flow:
         if self._forget is not None:
             self._forget()
         self._disarm()
-        self._line.close()
-        self.context.release()
-        self._pipe.close()  # after the connection went back: the next request of the consumer finds it
+        try:
+            self._line.close()
+        finally:
+            self.context.release()
+            self._pipe.close()  # after the connection went back: the next request of the consumer finds it
 
     def _hand_over(self, chunks: list[CompletionChunk]) -> Offer[CompletionChunk] | None:
         """Put chunks into the pipe, in the lock, without blocking; return those that wait for room."""

@@ -24,7 +24,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ..channel import Pipe, hand_over
 from ..errors import ChanstreamError, StreamError, StreamInterruptedError
@@ -99,15 +99,15 @@ class _Stream:
 
     def read(self) -> None:
         """Take the bytes that have arrived, unless the channel is full."""
-        if self._paused:
-            if not self._has_room:
-                return
-            self._paused = False
-            self.flow.resume()
+        if self._paused and not self._has_room:
+            return
         try:
+            if self._paused:
+                self._paused = False
+                self.flow.resume()
             self._data = b"" if self._body.done else self.line.read()  # done: a length of 0
-        except Exception as error:  # noqa: BLE001 - see _break
-            self._break(error)
+        except Exception as error:  # noqa: BLE001 - see fail
+            self.fail(error)
         self._read_at = time.monotonic()
 
     def deliver(self) -> bool:
@@ -115,15 +115,15 @@ class _Stream:
         data, self._data = self._data, None
         if self.flow.over:
             return True
-        if data is not None:
-            try:
+        try:
+            if data is not None:
                 self._take(data)
-            except Exception as error:  # noqa: BLE001 - see _break
-                self._break(error)
-        if self._broken or self._body.done:
-            return True
-        self.flow.keep_time()
-        return False
+            if not (self._broken or self._body.done):
+                self.flow.keep_time()
+                return False
+        except Exception as error:  # noqa: BLE001 - see fail
+            self.fail(error)
+        return True
 
     def _take(self, data: bytes) -> None:
         """Take in bytes of the connection, b"" for its end."""
@@ -139,7 +139,7 @@ class _Stream:
         elif self.line.is_tls and self.line.has_more():
             self._poller.call(self)
 
-    def _break(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         """End the stream with what went wrong in it: a fault in one stream ends that stream alone."""
         self._broken = True
         if isinstance(error, BodyError):
@@ -147,7 +147,8 @@ class _Stream:
         elif not isinstance(error, ChanstreamError):
             _log.error("a stream failed in the poller", exc_info=error)
             error = StreamError(f"chanstream failed: {error!r}")
-        self.flow.fail(error)
+        with _logged():
+            self.flow.fail(error)
 
     def wants(self) -> int:
         """Return which events of its socket would be news."""
@@ -157,10 +158,21 @@ class _Stream:
 
     def end(self) -> None:
         """Free everything, in nobody's hands any more."""
-        if self._body.done and not self._body.spoilt:
-            self.line.give_back()
-        self.flow.end()
+        with _logged():
+            if self._body.done and not self._body.spoilt:
+                self.line.give_back()
+        with _logged():
+            self.flow.end()
         self.flow.on_room = None  # a circle: only the garbage collector would free what hangs on it
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    """Log what goes wrong in the block: nothing that ends one stream may keep others from their turn."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - whatever it is
+        _log.exception("a stream could not be ended in order")
 
 
 class _Poller:
@@ -230,9 +242,10 @@ class _Poller:
                 orphans, self._streams = self._streams, set()
                 self._called.clear()
             for stream in orphans:
-                with contextlib.suppress(Exception):  # the others shall hear of it too
+                with _logged():  # the others shall hear of it too
                     stream.flow.cancel(StreamError(f"the poller failed: {error!r}"))
-                stream.flow.end()
+                with _logged():
+                    stream.flow.end()
 
     def _turn(self, woken: socket.socket) -> bool:
         """Wait for news and calls, and act on them; return whether to go on."""
@@ -289,7 +302,11 @@ class _Poller:
             over = stream.deliver()
             events = 0 if over else stream.wants()
             if events != stream.watched:
-                self._watch(stream, events)
+                try:
+                    self._watch(stream, events)
+                except Exception as error:  # noqa: BLE001 - the system watches no more of them, say
+                    stream.fail(error)
+                    over = True
             if over:
                 with self._lock:
                     self._streams.discard(stream)
