@@ -24,6 +24,10 @@ from tests.conftest import SCALE, within
 PACKAGES = ("llmock==0.2.2", "stubllm==0.1.5")
 """Both run on every CPython that we support, and have nothing to compile."""
 
+_ENVIRONMENT = dict(os.environ)
+"""As it was before any test: in a test run the bundle of trusted certificates is the tests' own, which no package index
+has its certificate from."""
+
 _INSTALL_TIME = 240 * SCALE
 _START_TIME = 30 * SCALE
 _WAIT = 5
@@ -76,7 +80,9 @@ def _run(command: Sequence[str], tries: int = 1) -> None:
         NotInstalledError: It failed or took too long; with the last line that it said.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_TIME, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_INSTALL_TIME, check=False, env=_ENVIRONMENT
+        )
     except subprocess.TimeoutExpired as error:
         raise NotInstalledError(f"{' and '.join(PACKAGES)} cannot be installed in {_INSTALL_TIME:g} s") from error
     if done.returncode and tries > 1:
