@@ -458,42 +458,45 @@ class Pipe(Generic[T]):
         while True:
             if self._offers:  # whoever took the last item has not come to move them in yet
                 self._change(self._admit)
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._wait(self._getters, self.readable, left):
-                raise Empty
+            late = not self._sleep(self._getters, self.readable, deadline)
             try:
                 return self._popleft()
             except IndexError:  # another thread was faster, or there is nothing more
                 pass
             with self.lock:
-                if self._busy:  # we are an intruder: the step that we interrupted has to go on first
-                    raise Empty
                 if self.over:
                     raise self.error or ChannelClosedError("the channel is closed and empty")
+                if late or self._busy:  # the latter: we are an intruder, and the step that we interrupted comes first
+                    raise Empty
 
     def _wait(self, waiting: deque[Any], ready: Callable[[], object], timeout: float | None) -> bool:
         """Wait until ``ready()``, at most so many seconds; return whether it is."""
-        if ready():
-            return True
         deadline = None if timeout is None else time.monotonic() + timeout
+        while not ready():
+            if not self._sleep(waiting, ready, deadline):
+                return bool(ready())
+        return True
+
+    def _sleep(self, waiting: deque[Any], ready: Callable[[], object], deadline: float | None) -> bool:
+        """Sleep until woken, unless it is ``ready()`` or too late; return whether there was time to sleep."""
+        left = -1.0
+        if deadline is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
         waiter = threading.Lock()
         waiter.acquire()
-        while True:
-            left = -1.0 if deadline is None else deadline - time.monotonic()
-            if deadline is not None and left <= 0:
-                return bool(ready())
-            waiting.append(waiter)
-            try:
-                if not ready():
-                    waiter.acquire(True, left)
-            except BaseException:  # Ctrl-C: the news that may have come for this thread is for the next one
-                self._wake(waiting, 1)
-                raise
-            finally:
-                if waiter in waiting:  # else whoever woke it has taken it out
-                    _remove(waiting, waiter)
-            if ready():
-                return True
+        waiting.append(waiter)
+        try:
+            if not ready():
+                waiter.acquire(True, left)
+        except BaseException:  # Ctrl-C: the news that may have come for this thread is for the next one
+            self._wake(waiting, 1)
+            raise
+        finally:
+            if waiter in waiting:  # else whoever woke it has taken it out
+                _remove(waiting, waiter)
+        return True
 
     def _forget(self, key: object) -> None:
         with self.lock:
