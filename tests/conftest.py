@@ -128,6 +128,20 @@ def link(request: pytest.FixtureRequest, tls: ssl.SSLContext, engine: Engine) ->
 
 
 @pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all threads that are started from now on."""
+    names: list[str] = []
+    start = threading.Thread.start
+
+    def note(thread: threading.Thread) -> None:
+        names.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", note)
+    return names
+
+
+@pytest.fixture
 def nothing_left() -> Iterator[None]:
     """Fail the test that leaves a thread of the library, or a file descriptor, behind.
 

@@ -63,9 +63,6 @@ class ChannelStatistics:
     closed: bool
 
 
-_ANY_NUMBER = sys.maxsize
-
-
 class HandOver(threading.local):
     """When this thread wakes those who wait for what it puts into pipes: at once, or many at a time.
 
@@ -97,9 +94,8 @@ class Offer(deque[T]):
         refused: Whether the pipe was closed before they had room.
     """
 
-    refused = False
-
     on_room: Waiter | None = None
+    refused = False
 
 
 class Pipe(Generic[T]):
@@ -328,7 +324,7 @@ class Pipe(Generic[T]):
 
     def _room(self) -> int:
         """Return how many items have room."""
-        return self.maxsize - len(self.items) if self.maxsize > 0 else _ANY_NUMBER
+        return self.maxsize - len(self.items) if self.maxsize > 0 else sys.maxsize
 
     def _let_in(self, offer: Offer[T], count: int) -> None:
         """Move the first ``count`` offered items in."""
@@ -341,8 +337,7 @@ class Pipe(Generic[T]):
             self.items.extend(offer.popleft() for _ in range(count))
         self._put += count
         self.unfinished += count
-        depth = len(self.items)
-        self._most_depth = max(self._most_depth, depth)
+        self._most_depth = max(self._most_depth, len(self.items))
         if self._getters:
             self._wake(self._getters, count)
         self._news = True
@@ -361,7 +356,7 @@ class Pipe(Generic[T]):
         self._admit()
 
     def _end(self, last: Offer[T]) -> None:
-        if self.ended or self.closed:
+        if self.ended:
             return
         self.ended = True
         self.final = last[-1]
@@ -495,17 +490,13 @@ class Pipe(Generic[T]):
             raise
         finally:
             if waiter in waiting:  # else whoever woke it has taken it out
-                _remove(waiting, waiter)
+                with contextlib.suppress(ValueError):  # as somebody may do at this very moment
+                    waiting.remove(waiter)
         return True
 
     def _forget(self, key: object) -> None:
         with self.lock:
             self._waiters.pop(key, None)
-
-
-def _remove(waiting: deque[Any], waiter: object) -> None:
-    with contextlib.suppress(ValueError):  # it was woken at this very moment
-        waiting.remove(waiter)
 
 
 def _check(timeout: float | None) -> None:

@@ -18,6 +18,7 @@ from ..models.codec import best_loads
 from .framing import EventParser, blocks_of
 
 _UNKNOWN = 10**15 + secrets.randbits(49)
+"""Parts the events that `Decoder.pieces` reads as one JSON value; another number in each process."""
 
 
 class Signal(Enum):

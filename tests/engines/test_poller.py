@@ -57,20 +57,6 @@ def engine() -> Engine:
     return "poller"
 
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of all threads that are started from now on."""
-    names: list[str] = []
-    start = threading.Thread.start
-
-    def note(thread: threading.Thread) -> None:
-        names.append(thread.name)
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", note)
-    return names
-
-
 def ours() -> list[str]:
     """Return the names of the library's threads."""
     return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("chanstream"))

@@ -62,20 +62,6 @@ def session() -> Iterator[requests.Session]:
         yield session
 
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of all threads that are started from now on."""
-    names: list[str] = []
-    start = threading.Thread.start
-
-    def note(thread: threading.Thread) -> None:
-        names.append(thread.name)
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", note)
-    return names
-
-
 def taken(source: Source) -> Line:
     """Return the connection of an answer, which can be taken over."""
     line = take_over(source)
