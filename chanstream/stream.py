@@ -94,13 +94,12 @@ class CompletionStream(Channel[CompletionChunk]):
             call.
         """
         self._check_process()
-        if self._errors == "inband":
-            return super().get_many(most, timeout)
-        chunks = [self.get(timeout=timeout)]
-        with self.mutex:
-            waiting = self._pipe.items
-            while waiting and waiting[0].error is None and len(chunks) != most:
-                chunks.append(self._pipe.get(0))
+        chunks = super().get_many(most, timeout)
+        error = chunks[-1].error  # only the last of a stream can have one
+        if error is not None and self._errors == "raise":
+            if len(chunks) == 1:
+                raise error
+            self._pipe.put_back(chunks.pop())
         return chunks
 
     def shutdown(self, immediate: bool = False) -> None:  # noqa: ARG002 - it always is

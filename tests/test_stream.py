@@ -210,6 +210,27 @@ class TestGet:
         assert "".join(chunk.text for chunk in chunks) == TEXT
         assert chunks[-1].is_last_chunk
 
+    def test_get_many_of_several_threads(self, plain: Link) -> None:
+        """With errors="raise" too, threads that take many get each chunk once, and one of them the error."""
+        words = [f"{number} " for number in range(300)]
+        stream = plain.stream(Reply(words, cut_at=40_000, end="cut"), errors="raise")
+        taken: list[str] = []
+        ends: list[type[BaseException]] = []
+
+        def take() -> None:
+            try:
+                while True:
+                    taken.extend(chunk.text for chunk in stream.get_many(3))
+            except (StreamInterruptedError, ChannelClosedError) as end:
+                ends.append(type(end))
+
+        for taking in [spawn(take) for _ in range(4)]:
+            taking.result(10)
+        said = sorted(taken, key=lambda text: int(text or -1))
+        assert [text for text in said if text] == words[: len([text for text in said if text])]
+        assert len(taken) > 100
+        assert sorted(end.__name__ for end in ends) == ["ChannelClosedError"] * 3 + ["StreamInterruptedError"]
+
     def test_get_many_with_an_error_raised(self, plain: Link) -> None:
         """With errors="raise" get_many too gives the chunks before the error, and raises it then."""
         stream = plain.stream(FAILING, errors="raise")

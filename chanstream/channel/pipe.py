@@ -268,6 +268,10 @@ class Pipe(Generic[T]):
             self._change(self._admit)
         return taken
 
+    def put_back(self, item: T) -> None:
+        """Put back, as the next to be taken, the item that was taken last."""
+        self._change(lambda: self._return(item))
+
     def wait_closed(self, timeout: float) -> bool:
         """Wait until the pipe is closed, at most ``timeout`` seconds; return whether it is."""
         if hand_over.held is not None:  # a finalizer, in the thread that would have to close it
@@ -340,6 +344,11 @@ class Pipe(Generic[T]):
         self._most_depth = max(self._most_depth, len(self.items))
         if self._getters:
             self._wake(self._getters, count)
+        self._news = True
+
+    def _return(self, item: T) -> None:
+        self.items.appendleft(item)
+        self._wake(self._getters, 1)
         self._news = True
 
     def _retire(self, offer: Offer[T]) -> None:

@@ -95,6 +95,26 @@ class TestOffer:
         assert drained(pipe) == [1]
 
 
+class TestPutBack:
+    def test_it_is_the_next(self) -> None:
+        """What was put back is taken before all others, and counts once."""
+        pipe: Pipe[int] = Pipe()
+        pipe.offer([1, 2])
+        pipe.put_back(pipe.get())
+        assert (pipe.statistics().put, pipe.statistics().taken, pipe.statistics().depth) == (2, 0, 2)
+        assert pipe.get_many() == [1, 2]
+
+    def test_it_wakes(self) -> None:
+        """Who waits for an item gets it."""
+        pipe: Pipe[int] = Pipe()
+        pipe.offer([1])
+        item = pipe.get()
+        getting = spawn(pipe.get)
+        assert within(5, lambda: pipe.statistics().waiting_getters == 1)
+        pipe.put_back(item)
+        assert getting.result(5) == 1
+
+
 class TestEnd:
     def test_after_all_that_is_offered(self) -> None:
         """The last items go in after all that waits for room, as items are taken, and whatever comes in between."""
