@@ -22,6 +22,7 @@ looks first.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -84,6 +85,24 @@ class HandOver(threading.local):
 
 
 hand_over = HandOver()
+
+_NEXT_LOOK = 0.1
+"""Seconds after which the main thread, while it sleeps, looks for signals that did not wake it."""
+
+
+def sleep_on(lock: Any, seconds: float) -> None:
+    """Sleep until somebody lets go of ``lock``, or for so many seconds; -1 for as long as it takes.
+
+    Python sees a signal in the main thread only, between two steps of its code. One that comes after the last step
+    before the sleep, or to another thread, or on Windows, does not end the sleep; so this thread looks now and then.
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        lock.acquire(True, seconds)
+        return
+    end = math.inf if seconds < 0 else time.monotonic() + seconds
+    while not lock.acquire(True, min(_NEXT_LOOK, max(0.0, end - time.monotonic()))):
+        if time.monotonic() >= end:
+            return
 
 
 class Offer(deque[T]):
@@ -493,7 +512,7 @@ class Pipe(Generic[T]):
         waiting.append(waiter)
         try:
             if not ready():
-                waiter.acquire(True, left)
+                sleep_on(waiter, left)
         except BaseException:  # Ctrl-C: the news that may have come for this thread is for the next one
             self._wake(waiting, 1)
             raise

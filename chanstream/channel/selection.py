@@ -22,7 +22,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from ..errors import ChannelClosedError
 from .channel import Channel
-from .pipe import Pipe
+from .pipe import Pipe, sleep_on
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def select(*channels: Channel[T], timeout: float | None = None) -> Found[T]:
             left = -1 if deadline is None else max(0.0, deadline - time.monotonic())
             if left == 0:
                 raise Empty
-            woken.acquire(True, left)
+            sleep_on(woken, left)
     return found
 
 

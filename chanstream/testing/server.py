@@ -105,7 +105,8 @@ class StreamServer:
         """Serves until `close()` is called elsewhere, or until KeyboardInterrupt, which is passed on after closing."""
         try:
             self.start()
-            self._ended.wait()
+            while not self._ended.wait(0.1):  # in steps: a signal just before a wait does not end it
+                pass
         finally:
             self.close()
 

@@ -434,3 +434,36 @@ def test_ctrl_c_while_waiting_for_room() -> None:
         pipe.put_many([1, 2, 3, 4])
     assert pressing.result(5) == []
     assert drained(pipe) == [2, 9]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal can be sent to a thread here")
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_a_signal_that_does_not_wake_the_main_thread(timeout: float | None) -> None:
+    """Ctrl-C is noticed although the signal does not end the sleep; here because another thread receives it.
+
+    The same happens, now and then, where it comes between the last step of Python's code and the sleep.
+    """
+    pipe: Pipe[int] = Pipe()
+
+    def press() -> None:
+        assert within(5, lambda: pipe.statistics().waiting_getters == 1)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    pressing = spawn(press)
+    with pytest.raises(KeyboardInterrupt):
+        pipe.get(timeout)
+    pressing.result(5)
+    assert pipe.statistics().waiting_getters == 0
+
+
+def test_a_long_wait_in_the_main_thread() -> None:
+    """Looking for signals ends no wait: neither before its time, nor before an item comes."""
+    pipe: Pipe[int] = Pipe()
+    began = time.monotonic()
+    with pytest.raises(queue.Empty):
+        pipe.get(0.25)
+    assert time.monotonic() - began >= 0.25
+    putting = threading.Timer(0.25, pipe.put_many, [[1]])
+    putting.start()
+    assert pipe.get() == 1
+    putting.join()

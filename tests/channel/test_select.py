@@ -362,14 +362,15 @@ class TestThreads:
             assert waiters(one, two) == 0
 
     @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal can be sent to a thread here")
-    def test_ctrl_c(self) -> None:
-        """Ctrl-C ends a select that waits, and leaves no waiter behind."""
+    @pytest.mark.parametrize("receiver", ["main thread", "another"])
+    def test_ctrl_c(self, receiver: str) -> None:
+        """Ctrl-C ends a select that waits, whichever thread the signal comes to, and leaves no waiter behind."""
         one, two = channels([], [])
         main = threading.get_ident()
 
         def press() -> None:
             assert within(5, lambda: waiters(one, two) == 2)
-            signal.pthread_kill(main, signal.SIGINT)
+            signal.pthread_kill(main if receiver == "main thread" else threading.get_ident(), signal.SIGINT)
 
         pressing = spawn(press)
         with pytest.raises(KeyboardInterrupt):
