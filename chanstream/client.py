@@ -42,9 +42,9 @@ class Client:
         timeout: The four clocks of each request; a bare number is the total, in seconds.
         retry: How failures before the first chunk are tried again.
         buffer: Capacity of a stream's channel, in chunks: how far the server may run ahead of the consumer.
-        engine: What moves the bytes: ``"poller"`` (one thread for all streams of the process; what it cannot take over,
-            such as a compressed or a mocked answer, goes to the other), ``"threaded"`` (a thread per stream), or
-            ``"auto"`` for the better one here.
+        engine: What moves the bytes: ``"poller"`` (the thread that waits for the next chunk, and one for all streams of
+            the process while theirs are busy; what it cannot take over, such as a compressed or a mocked answer, goes
+            to the other), ``"threaded"`` (a thread per stream), or ``"auto"`` for the better one here.
         errors: How a stream gives what goes wrong after its head: ``"inband"``, as a chunk with ``error`` set, or
             ``"raise"``.
         require_finish_reason: Whether an answer without a finish reason counts as cut off.

@@ -168,12 +168,13 @@ class Context:
         deadline = time.monotonic() + seconds
         if self.deadline is None or deadline < self.deadline:
             self.deadline = deadline
-        timer = timers.call_at(deadline, lambda: self.cancel(error))
+        timer = timers.Timer(lambda: self.cancel(error))
         with self._lock:
             if self._error is None:
                 self._timers.append(timer)
-                return
-        timer.stop()  # it was cancelled meanwhile
+        if self._error is not None:  # it was cancelled meanwhile
+            timer.stop()
+        timer.start(deadline)
 
     def release(self) -> None:
         """Let go of the parent and the deadline, when the work has ended: a long-lived parent keeps nothing of it."""

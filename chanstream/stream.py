@@ -154,7 +154,7 @@ class CompletionStream(Channel[CompletionChunk]):
         pipe = self._pipe
         try:
             while True:
-                if not pipe.items:
+                if not pipe.items and self._pid != os.getpid():
                     self._check_process()
                 try:
                     chunk = pipe.get()

@@ -4,7 +4,7 @@ A deadline costs one heap entry; moving it later costs nothing, because whoever 
 it is called and says when to be called again. The thread starts with the first deadline and ends a moment after
 the last, so that an idle process has none, and neither has one that only imported chanstream.
 
-Locking: ``_cond`` guards the heap, the count of live timers and the thread's existence. Callbacks run without it,
+Locking: ``_lock`` guards the heap, the count of live timers and the thread's existence. Callbacks run without it,
 so that they may set and stop timers. The lock is reentrant because the garbage collector may run a finalizer that
 stops a timer in the middle of any of our own steps.
 """
@@ -33,16 +33,26 @@ _log = logging.getLogger("chanstream")
 class Timer:
     """A call that is due at some time, until it is stopped.
 
-    Thread safety: `stop` may be called from any thread, any number of times, from the callback too. It does not wait
-    for a callback that runs at this moment.
+    Whoever may be interrupted (by Ctrl-C, in the main thread) keeps it before starting it, to be able to stop it.
+
+    Args:
+        callback: Called without arguments, in the timer thread; must be quick and must not block. It returns None when
+            it is done, or the time at which to be called again.
+
+    Thread safety: `start` may be called from any thread, once; `stop` from any thread, any number of times, before the
+    start and from the callback too. It does not wait for a callback that runs at this moment.
     """
 
     __slots__ = ("_owner", "callback", "live")
 
-    def __init__(self, owner: _Timers, callback: Callable[[], float | None]) -> None:
-        self._owner = owner
+    def __init__(self, callback: Callable[[], float | None]) -> None:
+        self._owner = _timers
         self.callback = callback
         self.live = True
+
+    def start(self, when: float) -> None:
+        """See to it that the callback is called at ``when``, a time of `time.monotonic` in seconds."""
+        self._owner.start(self, when)
 
     def stop(self) -> None:
         """See to it that the callback is not called any more."""
@@ -54,7 +64,9 @@ class _Timers:
     """The heap of all deadlines, and the thread that waits for the next."""
 
     def __init__(self) -> None:
-        self._cond = threading.Condition(threading.RLock())
+        # Taken itself and not through the condition, whose own steps Ctrl-C could come between.
+        self._lock = threading.RLock()
+        self._cond = threading.Condition(self._lock)
         self._heap: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()  # two timers at the same instant are not compared
         self._live: set[Timer] = set()  # add and discard are atomic, as steps that a finalizer may interrupt must be
@@ -63,9 +75,10 @@ class _Timers:
         self._empty_since = _NEVER
         self._comes_and_goes = False  # whether the last timer went since the thread looked last
 
-    def start(self, when: float, callback: Callable[[], float | None]) -> Timer:
-        timer = Timer(self, callback)
-        with self._cond:
+    def start(self, timer: Timer, when: float) -> None:
+        with self._lock:
+            if not timer.live:
+                return
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="chanstream-timers", daemon=True)
                 thread.start()  # which may fail; it waits for the lock
@@ -75,17 +88,16 @@ class _Timers:
                 heapq.heapify(self._heap)
             self._live.add(timer)
             self._push(when, timer)
-        return timer
 
     def stop(self, timer: Timer) -> None:
-        with self._cond:
-            if timer.live:
-                timer.live = False
-                self._live.discard(timer)
-                if not self._live:
-                    self._empty_since = time.monotonic()
-                    self._comes_and_goes = True
-                    self._wake_before(self._empty_since + _LINGER)  # the thread may end then
+        with self._lock:
+            self._live.discard(timer)
+            if timer.live and not self._live:
+                self._empty_since = time.monotonic()
+                self._comes_and_goes = True
+                self._wake_before(self._empty_since + _LINGER)  # the thread may end then
+            timer.live = False  # so late, because a stop that was interrupted can be had again
+            timer.callback = _nothing  # the heap may keep the timer for long, but what hangs on it can go
 
     def _push(self, when: float, timer: Timer) -> None:
         heapq.heappush(self._heap, (when, next(self._order), timer))
@@ -94,8 +106,8 @@ class _Timers:
     def _wake_before(self, when: float) -> None:
         """See to it that the thread looks again before ``when``. A wake costs more than all else here."""
         if when < self._looks_at:
+            self._cond.notify()  # first: if Ctrl-C comes in between, the next one notifies again
             self._looks_at = when
-            self._cond.notify()
 
     def _run(self) -> None:
         while (due := self._next_due()) is not None:
@@ -107,13 +119,13 @@ class _Timers:
             if again is None:
                 due.stop()
                 continue
-            with self._cond:
+            with self._lock:
                 if due.live:
                     self._push(again, due)
 
     def _next_due(self) -> Timer | None:
         """Wait for the next deadline and return its timer; None when the thread shall end."""
-        with self._cond:
+        with self._lock:
             while True:
                 while self._heap and not self._heap[0][2].live:
                     heapq.heappop(self._heap)
@@ -131,17 +143,15 @@ class _Timers:
                 self._cond.wait(self._looks_at - now)
 
 
+def _nothing() -> None:
+    """Do nothing: what a stopped timer calls."""
+
+
 def call_at(when: float, callback: Callable[[], float | None]) -> Timer:
-    """Return a timer that calls ``callback`` at ``when``, in the timer thread.
-
-    Args:
-        when: A time of `time.monotonic`, in seconds.
-        callback: Called without arguments; must be quick and must not block. It returns None when it is done, or the
-            time at which to be called again.
-
-    Thread safety: may be called from any thread.
-    """
-    return _timers.start(when, callback)
+    """Return a `Timer` that was started."""
+    timer = Timer(callback)
+    timer.start(when)
+    return timer
 
 
 _timers = _Timers()

@@ -2,7 +2,19 @@
 
 from .channel import Channel
 from .merging import MergedChannel, merge
-from .pipe import ChannelStatistics, Offer, Pipe, hand_over
+from .pipe import LOOK_SECONDS, ChannelStatistics, Offer, Pipe, hand_over, here
 from .selection import CLOSED, select
 
-__all__ = ["CLOSED", "Channel", "ChannelStatistics", "MergedChannel", "Offer", "Pipe", "hand_over", "merge", "select"]
+__all__ = [
+    "CLOSED",
+    "LOOK_SECONDS",
+    "Channel",
+    "ChannelStatistics",
+    "MergedChannel",
+    "Offer",
+    "Pipe",
+    "hand_over",
+    "here",
+    "merge",
+    "select",
+]

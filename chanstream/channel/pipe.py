@@ -86,21 +86,31 @@ class HandOver(threading.local):
 
 hand_over = HandOver()
 
-_NEXT_LOOK = 0.1
-"""Seconds after which the main thread, while it sleeps, looks for signals that did not wake it."""
+LOOK_SECONDS = 0.1
+"""Seconds after which the main thread, while it waits, looks for signals that did not wake it."""
+
+
+class Here(threading.local):
+    """What this thread is.
+
+    Python looks for signals in the main thread, between two steps of its code. One that comes after the last step
+    before a wait, or to another thread, or on Windows, does not end the wait; so the main thread looks now and then.
+    """
+
+    def __init__(self) -> None:
+        self.is_main_thread = threading.current_thread() is threading.main_thread()
+
+
+here = Here()
 
 
 def sleep_on(lock: Any, seconds: float) -> None:
-    """Sleep until somebody lets go of ``lock``, or for so many seconds; -1 for as long as it takes.
-
-    Python sees a signal in the main thread only, between two steps of its code. One that comes after the last step
-    before the sleep, or to another thread, or on Windows, does not end the sleep; so this thread looks now and then.
-    """
-    if threading.get_ident() != threading.main_thread().ident:
+    """Sleep until somebody lets go of ``lock``, or for so many seconds; -1 for as long as it takes."""
+    if not here.is_main_thread:
         lock.acquire(True, seconds)
         return
     end = math.inf if seconds < 0 else time.monotonic() + seconds
-    while not lock.acquire(True, min(_NEXT_LOOK, max(0.0, end - time.monotonic()))):
+    while not lock.acquire(True, min(LOOK_SECONDS, max(0.0, end - time.monotonic()))):
         if time.monotonic() >= end:
             return
 
@@ -130,6 +140,13 @@ class Pipe(Generic[T]):
         final: The item that ended it; None while it has not.
         error: What takers get after the last item, instead of a plain end.
         unfinished: Items that were put and not yet reported as done (see `queue.Queue.task_done`).
+        pull: Waits for items in the thread of a taker that finds none, where the producer offers that: called with the
+            time at which to give up (None for never), it returns when there may be some or that time has come. It
+            returns False at once where the taker has to sleep until it is told.
+        readers: Who reads for the pipe at the moment, the first of them. Whoever takes himself out calls `read_on`.
+        pulled: Whether a taker does so at the moment.
+        getters: Who sleeps until there are items.
+        waiters: Whom to tell when there are.
         reported: Taken, for ever, by the `select` that tells that the pipe is closed and empty.
 
     Thread safety: every method may be called from any thread, and from finalizers and signal handlers those that never
@@ -147,14 +164,17 @@ class Pipe(Generic[T]):
         self.final: T | None = None
         self.error: BaseException | None = None
         self.unfinished = 0
+        self.pull: Callable[[float | None], bool] | None = None
+        self.readers: list[object] = []
+        self.pulled = False
         self.reported = threading.Lock()
         self._busy = False
         self._put_off: list[Callable[[], None]] = []
         self._offers: deque[Offer[T]] = deque()
         self._told: list[Waiter] = []  # who is to be told something once the lock is free
         self._news = False  # whether all waiters are
-        self._waiters: dict[object, Waiter] = {}
-        self._getters: deque[Any] = deque()
+        self.waiters: dict[object, Waiter] = {}
+        self.getters: deque[Any] = deque()
         self._others: deque[Any] = deque()
         self._put = 0
         self._dropped = 0
@@ -195,15 +215,17 @@ class Pipe(Generic[T]):
                 raise ChannelClosedError("the channel is closed")
             self._busy = True
             try:
-                if not self._offers and self._room() >= len(offer):
-                    self._let_in(offer, len(offer))
+                count = len(offer)
+                if not self._offers and (self.maxsize <= 0 or self.maxsize - len(self.items) >= count):
+                    self._let_in(offer, count)
                 elif offer:
                     self._offers.append(offer)
                     self._admit()
                     offer.on_room = on_room if offer else None
             finally:
                 self._busy = False
-        self._after()
+        if self._news or self._put_off or self._told:
+            self._after()
         return offer
 
     def wait_for_room(self, offer: Offer[T], timeout: float | None = None) -> None:
@@ -212,8 +234,9 @@ class Pipe(Generic[T]):
         Raises:
             As `put_many`; then the rest is taken back.
         """
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            self._wait(self._others, lambda: not offer or self.ended, timeout)
+            self._wait(self._others, lambda: not offer or self.ended, deadline)
         finally:
             if offer:  # the time is up, or somebody pressed Ctrl-C
                 self._change(lambda: self._withdraw(offer))
@@ -295,7 +318,15 @@ class Pipe(Generic[T]):
         """Wait until the pipe is closed, at most ``timeout`` seconds; return whether it is."""
         if hand_over.held is not None:  # a finalizer, in the thread that would have to close it
             return self.closed
-        return self._wait(self._others, lambda: self.closed, timeout)
+        deadline = time.monotonic() + timeout
+        if self.pull is not None and not self.readable():
+            self.pull(deadline)
+        return self._wait(self._others, lambda: self.closed, deadline)
+
+    def read_on(self) -> None:
+        """See to it that a taker who sleeps, because somebody else was reading, does so now. Only if `getters`."""
+        if not self.items:
+            self._wake(self.getters, 1)
 
     def readable(self) -> bool:
         """Return whether `get` would return or raise at once."""
@@ -316,7 +347,7 @@ class Pipe(Generic[T]):
         """
         key = object()
         with self.lock:
-            self._waiters[key] = waiter
+            self.waiters[key] = waiter
         return lambda: self._forget(key)
 
     def statistics(self) -> ChannelStatistics:
@@ -328,7 +359,7 @@ class Pipe(Generic[T]):
                 most_depth=self._most_depth,
                 put=self._put,
                 taken=self._put - self._dropped - len(self.items),
-                waiting_getters=len(self._getters),
+                waiting_getters=len(self.getters) + self.pulled,
                 waiting_putters=len(self._offers),
                 closed=self.closed,
             )
@@ -361,13 +392,14 @@ class Pipe(Generic[T]):
         self._put += count
         self.unfinished += count
         self._most_depth = max(self._most_depth, len(self.items))
-        if self._getters:
-            self._wake(self._getters, count)
-        self._news = True
+        if self.getters:
+            self._wake(self.getters, count)
+        if self.waiters:
+            self._news = True
 
     def _return(self, item: T) -> None:
         self.items.appendleft(item)
-        self._wake(self._getters, 1)
+        self._wake(self.getters, 1)
         self._news = True
 
     def _retire(self, offer: Offer[T]) -> None:
@@ -400,7 +432,7 @@ class Pipe(Generic[T]):
             self._refuse()
         self.closed = self.ended = True
         self.error = error
-        self._wake(self._getters)
+        self._wake(self.getters)
         self._wake(self._others)
         self._news = True
 
@@ -464,8 +496,8 @@ class Pipe(Generic[T]):
                 self._change(step)
         if self._news:
             self._news = False
-            if self._waiters:
-                self._told += list(self._waiters.values())
+            if self.waiters:
+                self._told += list(self.waiters.values())
         while self._told:
             try:
                 waiter = self._told.pop(0)  # one at a time: Ctrl-C in one loses no other
@@ -481,7 +513,9 @@ class Pipe(Generic[T]):
         while True:
             if self._offers:  # whoever took the last item has not come to move them in yet
                 self._change(self._admit)
-            late = not self._sleep(self._getters, self.readable, deadline)
+            pull, late = self.pull, deadline is not None and time.monotonic() >= deadline
+            if not late and (pull is None or not pull(deadline)):
+                late = not self._sleep(self.getters, self._is_for_takers, deadline)
             try:
                 return self._popleft()
             except IndexError:  # another thread was faster, or there is nothing more
@@ -492,9 +526,12 @@ class Pipe(Generic[T]):
                 if late or self._busy:  # the latter: we are an intruder, and the step that we interrupted comes first
                     raise Empty
 
-    def _wait(self, waiting: deque[Any], ready: Callable[[], object], timeout: float | None) -> bool:
-        """Wait until ``ready()``, at most so many seconds; return whether it is."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def _is_for_takers(self) -> bool:
+        """Return whether one who sleeps would do better to look, or to pull because nobody reads any more."""
+        return self.readable() or (self.pull is not None and not self.readers)
+
+    def _wait(self, waiting: deque[Any], ready: Callable[[], object], deadline: float | None) -> bool:
+        """Wait until ``ready()`` or it is too late; return whether it is."""
         while not ready():
             if not self._sleep(waiting, ready, deadline):
                 return bool(ready())
@@ -524,7 +561,7 @@ class Pipe(Generic[T]):
 
     def _forget(self, key: object) -> None:
         with self.lock:
-            self._waiters.pop(key, None)
+            self.waiters.pop(key, None)
 
 
 def _check(timeout: float | None) -> None:

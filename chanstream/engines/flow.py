@@ -51,6 +51,7 @@ class Flow:
 
     Attributes:
         context: Whose end ends the stream.
+        over: Whether nothing more is to be read: the stream was cancelled, or the server goes on after its end.
         on_room: Called, from any thread, when chunks that waited for room wait no longer.
 
     Thread safety: one thread begins, feeds and ends; `fail` and `cancel` may be called from any thread.
@@ -61,6 +62,7 @@ class Flow:
     ) -> None:
         self.on_room: Callable[[], None] | None = None
         self.context = call.context
+        self.over = False
         self._line = line
         self._machine = machine
         self._pipe = pipe
@@ -88,6 +90,7 @@ class Flow:
         """
         if self._machine.ended:
             self._drained += len(data)
+            self.over |= self._drained > DRAIN_BYTES
             return None
         machine = self._machine
         with self._lock:
@@ -109,14 +112,10 @@ class Flow:
 
     def cancel(self, error: ChanstreamError) -> None:
         """End the stream with ``error`` now."""
+        self.over = True
         self.fail(error)
         self._pipe.close()
         self._line.cancel()
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more is to be read: the stream was cancelled, or the server goes on after its end."""
-        return self.context.done() or self._drained > DRAIN_BYTES
 
     def end(self) -> None:
         """Free everything, after the last byte."""
@@ -166,12 +165,14 @@ class Flow:
         if due < self._timer_due:
             self._disarm()
             self._timer_due = due
-            self._timer = timers.call_at(due, self._on_time)
+            self._timer = timers.Timer(self._on_time)
+            self._timer.start(due)
 
     def _disarm(self) -> None:
-        timer, self._timer = self._timer, None
+        timer = self._timer
         if timer is not None:
             timer.stop()
+            self._timer = None  # last, and not instead: Ctrl-C may come first
 
     def _on_time(self) -> float | None:
         """Act on a clock that has run out, in the timer thread; return when to come back if none has."""

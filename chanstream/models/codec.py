@@ -227,10 +227,9 @@ def best_loads() -> Loads:
     Both are followed by the forgiving one: bad UTF-8 becomes U+FFFD, lone surrogates and NaN are let pass. So they
     differ in speed only. The function raises ValueError for what is no JSON.
     """
-    try:
-        from orjson import loads as fast
-    except ImportError:
-        return _forgiving_loads
+    fast = fast_loads()
+    if fast is _forgiving_loads:
+        return fast
 
     def loads(data: bytes) -> Any:
         try:
@@ -238,6 +237,16 @@ def best_loads() -> Loads:
         except ValueError:
             return _forgiving_loads(data)
 
+    return loads
+
+
+@cache
+def fast_loads() -> Loads:
+    """Return the fastest that there is: as `best_loads`, but it may raise for what that one forgives."""
+    try:
+        from orjson import loads
+    except ImportError:
+        return _forgiving_loads
     return loads
 
 

@@ -49,18 +49,26 @@ class Line:
         self.framing = _framing(raw._fp)
         self.wants_write = False
         self.is_tls = isinstance(sock, ssl.SSLSocket)
+        self._wait: float | None = 0.0
+        self._is_back = False
         sock.setblocking(False)
 
     def fileno(self) -> int:
         """Return the descriptor to watch."""
         return int(self._sock.fileno())
 
-    def read(self) -> bytes | None:
-        """Return the bytes that have arrived; None if there are none yet, b"" if the connection has ended.
+    def read(self, wait: float | None = 0.0) -> bytes | None:
+        """Return the bytes that have arrived; None if there are none in time, b"" if the connection has ended.
+
+        Args:
+            wait: Seconds to wait for the first; None for as long as it takes.
 
         Raises:
             StreamInterruptedError: The connection was lost.
         """
+        if wait != self._wait:
+            self._sock.settimeout(wait)
+            self._wait = wait
         self.wants_write = False
         try:
             return (self._ahead is not None and self._read_ahead()) or self._sock.recv(_BLOCK)
@@ -70,6 +78,8 @@ class Line:
             self.wants_write = True
             return None
         except (OSError, ValueError) as error:
+            if isinstance(error, TimeoutError) and error.errno is None:  # that of the wait; the network's has a number
+                return None
             raise StreamInterruptedError(f"the connection was lost in the middle of the answer: {error}") from error
 
     def _read_ahead(self) -> bytes:
@@ -84,10 +94,12 @@ class Line:
         return self.is_tls and bool(self._sock.pending())
 
     def give_back(self) -> None:
-        """Return the connection to its pool: the body was read to its end."""
-        self._sock.setblocking(True)
-        self._raw._fp.close()
-        self._raw.release_conn()
+        """Return the connection to its pool, once: the body was read to its end."""
+        if not self._is_back:
+            self._is_back = True
+            self._sock.setblocking(True)
+            self._raw._fp.close()
+            self._raw.release_conn()
 
     def cancel(self) -> None:
         """Wake whoever watches the connection, and let the rest go."""

@@ -104,8 +104,13 @@ class Chunked:
         """Return the payload of the chunks in ``data``."""
         if self._rest:
             data, self._rest = self._rest + data, b""
-        if not (self._left or self._in_trailers) and (payload := _one(data)):
-            return payload
+        if not (self._left or self._in_trailers):
+            # One whole chunk, as it is where tokens come in their own time; the last one has no payload.
+            start = data.find(b"\r\n", 0, _MOST_DIGITS + 2) + 2
+            size = data[: max(start - 2, 0)]
+            is_size = bool(size) and not size.strip(_HEX)
+            if is_size and start + int(size, 16) == len(data) - 2 > start and data[-2:] == b"\r\n":
+                return data[start:-2]
         pieces: list[bytes] = []
         at = self._take(data, 0, pieces) if self._left else 0
         if not (self._left or self._in_trailers):
@@ -163,15 +168,6 @@ class Chunked:
         if len(rest) > _MAX_LINE:
             raise BodyError("a line of the chunked coding has no end")
         self._rest = rest
-
-
-def _one(data: bytes) -> bytes:
-    """Return the payload of data that is one whole chunk, as it is where tokens come in their own time; else b""."""
-    line_end = data.find(b"\r\n", 0, _MOST_DIGITS + 2)
-    size = data[: max(line_end, 0)]
-    if not size or size.strip(_HEX) or line_end + 2 + int(size, 16) + 2 != len(data) or data[-2:] != b"\r\n":
-        return b""
-    return data[line_end + 2 : -2]
 
 
 def _take_many(data: bytes, at: int, pieces: list[bytes]) -> int:

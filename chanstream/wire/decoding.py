@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ..errors import ChanstreamError, StreamAPIError, StreamDecodeError
 from ..models.chunk import CompletionChunk, piece_of
-from ..models.codec import best_loads
+from ..models.codec import best_loads, fast_loads
 from .framing import EventParser, blocks_of
 
 _UNKNOWN = 10**15 + secrets.randbits(49)
@@ -33,6 +33,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._loads = best_loads()
+        self._fast_loads = fast_loads()
         self._events = EventParser()
 
     def decode(self, block: bytes) -> CompletionChunk | Literal[Signal.DONE] | None:
@@ -56,7 +57,11 @@ class Decoder:
         know, so that one that sends half an object finds no way to make it whole with the next.
         """
         if events.find(b"\n") == len(events) - 2:  # one line: the usual case where tokens come in their own time
-            return self._one_piece(events)
+            try:
+                piece = piece_of(self._fast_loads(events[5:])) if events.startswith(b"data:") else None
+            except ValueError:  # [DONE], for one
+                piece = None
+            return ([], [events[:-2]]) if piece is None else ([piece], [])
         prefix = b"data: " if events.startswith(b"data: ") else b"data:"
         lines = events.removeprefix(prefix)[:-2].removesuffix(b"\n\ndata: [DONE]")
         try:
@@ -73,13 +78,6 @@ class Decoder:
         if 2 * len(chunks) > len(values) and len(lines) + len(prefix) + 2 == len(events):
             return chunks, []
         return chunks, blocks_of(events)[len(chunks) :]
-
-    def _one_piece(self, event: bytes) -> tuple[list[CompletionChunk], list[bytes]]:
-        try:
-            piece = piece_of(self._loads(event[5:])) if event.startswith(b"data:") else None
-        except ValueError:  # [DONE], for one
-            piece = None
-        return ([], [event[:-2]]) if piece is None else ([piece], [])
 
     def _decode_data(self, data: bytes, kind: str, block: bytes) -> CompletionChunk | Literal[Signal.DONE] | None:
         try:

@@ -36,10 +36,14 @@ class ServerSentEvent:
 
 
 class Framing:
-    """Finds the ends of events in a stream of bytes."""
+    """Finds the ends of events in a stream of bytes.
+
+    Attributes:
+        unfinished: The lines of the event that is not finished, line endings already LF.
+    """
 
     def __init__(self) -> None:
-        self._rest = bytearray()  # the lines of the unfinished event, line endings already LF
+        self.unfinished = bytearray()
         self._at_start = True
         self._after_cr = False
 
@@ -49,7 +53,7 @@ class Framing:
             data = self._without_bom(data)
         if self._after_cr or b"\r" in data:
             data = self._with_lf(data)
-        rest = self._rest
+        rest = self.unfinished
         if rest:
             seen = len(rest) - 1  # the first LF of a pair may be the last byte that we have
             rest += data
@@ -69,21 +73,16 @@ class Framing:
         return data[:end]
 
     @property
-    def rest(self) -> bytes:
-        """The lines of the event that is not finished."""
-        return bytes(self._rest)
-
-    @property
     def rest_size(self) -> int:
         """How many bytes of an unfinished event are held, without the line ending that may be its last."""
-        return len(self._rest) - self._rest.endswith(b"\n")
+        return len(self.unfinished) - self.unfinished.endswith(b"\n")
 
     def _without_bom(self, data: bytes) -> bytes:
         """Return ``data`` without the BOM that may open the stream ("one leading BOM, if any, is ignored")."""
-        data = bytes(self._rest) + data
-        self._rest.clear()
+        data = bytes(self.unfinished) + data
+        self.unfinished.clear()
         if len(data) < len(_BOM) and _BOM.startswith(data):
-            self._rest += data
+            self.unfinished += data
             return b""
         self._at_start = False
         return data.removeprefix(_BOM)

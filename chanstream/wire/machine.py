@@ -91,7 +91,14 @@ class StreamMachine:
             data = self._feed_whole(data)
         events = self._framing.feed(data)
         if 0 < len(events) <= self._max_event_bytes and (0 in self._unfinished or not self._finished):
-            out, blocks = self._take_pieces(events, now)
+            # While the first choice is not finished nothing is held back, and `_hand_on` would do no more than this for
+            # the events at the front that only go on with it.
+            out, blocks = self._decoder.pieces(events)
+            if out:
+                self._stamp(out[0], now)  # the others came in the same bytes: no time has passed
+                self._previous = out[-1]
+                self._unfinished.add(0)
+                self.last_event = now
         else:
             blocks = blocks_of(events)
         for block in blocks:
@@ -99,7 +106,9 @@ class StreamMachine:
                 return self._too_large(out, now)
             if self._take(block, now, out):
                 return out
-        held = self._whole.size if self._whole is not None else self._framing.rest_size
+        if self._whole is None and len(self._framing.unfinished) <= self._max_event_bytes:
+            return out
+        held = self._framing.rest_size if self._whole is None else self._whole.size
         return out if held <= self._max_event_bytes else self._too_large(out, now)
 
     def eof(self, now: float) -> list[CompletionChunk]:
@@ -111,7 +120,7 @@ class StreamMachine:
         out: list[CompletionChunk] = []
         if self._whole is not None:
             return self._end(self._whole.answer(), now, out)
-        rest = self._framing.rest
+        rest = bytes(self._framing.unfinished)
         decoded = self._decoder.decode(rest) if rest.strip() and not self.ended else None
         if decoded is Signal.DONE or (decoded is not None and _readable(decoded)):
             self._step(decoded, now, out)
@@ -132,22 +141,6 @@ class StreamMachine:
         return self._complete(now, [])
 
     # -- one event --------------------------------------------------------------------------------------------------
-
-    def _take_pieces(self, events: bytes, now: float) -> tuple[list[CompletionChunk], list[bytes]]:
-        """Act on the events at the front that only go on with the first choice, in one pass.
-
-        While that choice is not finished nothing is held back, and `_hand_on` would do no more for each of them.
-
-        Returns:
-            Their chunks, and the blocks of the other events.
-        """
-        pieces, blocks = self._decoder.pieces(events)
-        if pieces:
-            self._stamp(pieces[0], now)  # the others came in the same bytes: no time has passed
-            self._previous = pieces[-1]
-            self._unfinished.add(0)
-            self.last_event = now
-        return pieces, blocks
 
     def _take(self, block: bytes, now: float, out: list[CompletionChunk]) -> bool:
         """Act on one block; return whether the stream has ended with it."""
@@ -285,7 +278,7 @@ class StreamMachine:
 
     def _missing(self) -> str:
         if self.last_event is None:
-            rest = self._framing.rest.decode("utf-8", "replace").strip()[:200]
+            rest = self._framing.unfinished.decode("utf-8", "replace").strip()[:200]
             return "the body ended without one event" + (f"; it began with {rest!r}" if rest else "")
         return "the body ended before the answer did: no [DONE] and no finish reason for every choice"
 

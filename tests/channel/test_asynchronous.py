@@ -137,11 +137,11 @@ class TestWaiting:
             task = asyncio.create_task(everything(channel))
             for _ in range(3):
                 await asyncio.sleep(0)
-            assert len(channel._pipe._waiters) == 1
+            assert len(channel._pipe.waiters) == 1
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert channel._pipe._waiters == {}
+            assert channel._pipe.waiters == {}
             channel.put(1)
             assert await anext(aiter(channel)) == 1
 

@@ -297,7 +297,7 @@ class TestTimeouts:
         begun = time.monotonic()
         getting = spawn(lambda: channel.get(timeout=0.2))
         while not getting.done() and time.monotonic() - begun < 5:
-            channel._pipe._wake(channel._pipe._getters)
+            channel._pipe._wake(channel._pipe.getters)
         assert isinstance(getting.exception(5), queue.Empty)
         assert time.monotonic() - begun < 0.2 + SCALE
 

@@ -74,7 +74,7 @@ def drained_to_the_end(channel: Channel[Any]) -> list[Any]:
 
 def waiters(*channels: Channel[Any]) -> int:
     """Return how many waiters the channels have."""
-    return sum(len(channel._pipe._waiters) for channel in channels)
+    return sum(len(channel._pipe.waiters) for channel in channels)
 
 
 @pytest.fixture
@@ -607,11 +607,11 @@ def test_ctrl_c_in_a_move() -> None:
     for intrusion in intrusions():
         (one,) = sources([])
         merged = merge([one])
-        waiting = one._pipe._waiters.copy()
+        waiting = one._pipe.waiters.copy()
         (move,) = waiting.values()
-        one._pipe._waiters.clear()  # so that the move is not made by the put, but in the block
+        one._pipe.waiters.clear()  # so that the move is not made by the put, but in the block
         one.put_many(range(100))
-        one._pipe._waiters.update(waiting)
+        one._pipe.waiters.update(waiting)
         with contextlib.suppress(KeyboardInterrupt), intrusion(press_ctrl_c):
             move()
         one.close()

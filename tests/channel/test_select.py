@@ -44,7 +44,7 @@ def everything(*given: Channel[Any]) -> list[tuple[Channel[Any], Any]]:
 
 def waiters(*given: Channel[Any]) -> int:
     """Return how many waiters the channels have."""
-    return sum(len(channel._pipe._waiters) for channel in given)
+    return sum(len(channel._pipe.waiters) for channel in given)
 
 
 class TestTaking:

@@ -173,7 +173,7 @@ class SelectMachine(RuleBasedStateMachine):
         for channel, model in zip(self.channels, self.models, strict=True):
             assert list(channel._pipe.items) == model.items
             assert channel._pipe.reported.locked() == model.told
-            assert not channel._pipe._waiters
+            assert not channel._pipe.waiters
 
 
 TestSelectMachine = SelectMachine.TestCase

@@ -6,7 +6,7 @@ import pytest
 
 from chanstream import timers
 from chanstream.client import Engine
-from chanstream.engines import poller
+from chanstream.engines import flow, poller
 
 
 @pytest.fixture(params=["threaded", "poller"])
@@ -17,11 +17,13 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 @pytest.fixture(autouse=True)
-def brief_lingering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the library's shared threads end sooner than they do: thousands of tests wait for that.
+def brief_waits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the library wait less where thousands of tests wait with it, but for the tests of how long it waits.
 
-    But for the tests of how soon they end.
+    So it is with how long its shared threads wait for a next stream, and a stream for the end of its body.
     """
     if not request.node.nodeid.startswith(("tests/contract/test_08", "tests/contract/test_13")):
         monkeypatch.setattr(timers, "_LINGER", 0.001)
         monkeypatch.setattr(poller, "_LINGER", 0.001)
+    if not request.node.nodeid.startswith(("tests/contract/test_08", "tests/contract/test_11")):
+        monkeypatch.setattr(flow, "DRAIN_SECONDS", 0.05)

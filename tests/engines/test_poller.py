@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import random
 import select
-import selectors
 import socket
 import ssl
 import statistics
@@ -35,6 +35,7 @@ from chanstream.client import Engine
 from chanstream.engines import poller
 from chanstream.engines.flow import Flow
 from chanstream.engines.poller import _Poller
+from chanstream.engines.watching import READ, WRITE, Epoll
 from chanstream.testing import Reply
 from chanstream.transport.session import Answer, Call
 from chanstream.transport.takeover import Line
@@ -302,7 +303,14 @@ class TestAFaultOfOneStream:
         self, plain: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         """So it is with a socket that the system will not watch."""
-        break_step(monkeypatch, Line, "fileno", has_length)
+        watch = Epoll.watch
+
+        def refuse(self: Any, descriptor: int, owner: Any, events: int) -> None:
+            if owner and has_length(owner._line):
+                raise OSError(errno.ENOSPC, "the system watches no more")
+            watch(self, descriptor, owner, events)
+
+        monkeypatch.setattr(Epoll, "watch", refuse)
         assert type(list(self.among_others(plain))[-1].error) is StreamError
         assert logged(caplog) == ["ERROR"]
 
@@ -326,9 +334,7 @@ def called() -> bool:
 
 
 class TestAFaultOfThePoller:
-    @pytest.mark.parametrize(
-        ("kind", "name"), [(selectors.DefaultSelector, "select"), (_Poller, "_turn")], ids=["select", "turn"]
-    )
+    @pytest.mark.parametrize(("kind", "name"), [(Epoll, "wait"), (_Poller, "_turn")], ids=["wait", "turn"])
     def test_ends_all_its_streams(
         self, link: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: type, name: str
     ) -> None:
@@ -352,7 +358,9 @@ class TestAFaultOfThePoller:
         client = plain.client(plain.serve(SILENT))
         break_step(monkeypatch, _Poller, "_turn")
         for _ in range(20):
-            assert type(list(client.chat_completion_stream(REQUEST))[-1].error) is StreamError
+            stream = client.chat_completion_stream(REQUEST)
+            assert within(5, lambda s=stream: called() and s.closed)
+            assert type(list(stream)[-1].error) is StreamError
         assert logged(caplog) == ["ERROR"] * 20
 
     def test_and_of_its_streams(
@@ -482,24 +490,25 @@ class TestRenegotiation:
     def test_it_watches_for_writing(self, link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where TLS has to write first, the socket is watched for that, and for reading again when it has."""
         watched: list[int] = []
-        watch = _Poller._watch
+        watch = Epoll.watch
 
-        def note(self: _Poller, stream: Any, events: int) -> None:
-            watched.append(events)
-            watch(self, stream, events)
+        def note(self: Any, descriptor: int, owner: Any, events: int) -> None:
+            watched.extend([events] if owner else [])
+            watch(self, descriptor, owner, events)
 
-        monkeypatch.setattr(_Poller, "_watch", note)
+        monkeypatch.setattr(Epoll, "watch", note)
         with wired(link) as (stream, peer):
             assert within(5, lambda: len(watched) == 1)
             (live,) = poller._the_poller._streams
-            live.line._sock = scripted = Scripted(live.line._sock)
+            live._line._sock = scripted = Scripted(live._line._sock)
             scripted.errors += [ssl.SSLWantWriteError(), ssl.SSLWantWriteError(), ssl.SSLWantReadError()]
             peer.sendall(event("one"))
-            assert stream.get(timeout=5).text == "one"
-            assert within(5, lambda: watched[-1] == selectors.EVENT_READ)
+            assert within(5, lambda: stream.qsize() == 1)  # nobody waits for it, who would watch it instead
+            assert stream.get().text == "one"
+            assert within(5, lambda: watched[-1] == READ)
             # However often: watching anew for the same is no change.
             changes = [kind for kind, _ in itertools.groupby(watched)]
-            assert changes == [selectors.EVENT_READ, selectors.EVENT_WRITE, selectors.EVENT_READ]
+            assert changes == [READ, WRITE, READ]
             peer.sendall(event("two"))
             assert stream.get(timeout=5).text == "two"
 
@@ -653,8 +662,7 @@ class TestIntruders:
         monkeypatch.setattr(threading.Thread, "start", lambda t: t.name == "chanstream-poller" or start(t))
 
         def turn() -> None:
-            (woken,) = (key.fileobj for key in mine._selector.get_map().values() if key.data is None)
-            mine._turn(woken)  # type: ignore[arg-type]
+            mine._turn()
             hand_over.let_go()  # as the poller's own thread does when it waits next
 
         return turn
@@ -663,7 +671,6 @@ class TestIntruders:
     def test_in_a_turn(self, plain: Link, turn: Callable[[], None], way: str) -> None:
         """The intruder's stream is over for good, and the other one of the turn loses nothing."""
         with wired(plain) as (other, other_peer), Wire(None) as wire:
-            turn()
             live = poller._the_poller._streams
             (other_live,) = live
             client = plain.client(wire.url)
@@ -671,12 +678,11 @@ class TestIntruders:
                 streams = [client.chat_completion_stream(REQUEST)]
                 pipe = streams[0]._pipe
                 peer = wire.accepted.get(timeout=5)
-                turn()
                 (victim,) = live - {other_live}
                 for sock in (peer, other_peer):
                     sock.sendall(event(f"{number}"))
-                for line in (victim.line, other_live.line):
-                    assert select.select([line], [], [], 5)[0]
+                for line in (victim._line, other_live._line):
+                    assert select.select([line.fileno()], [], [], 5)[0]
                 with intrusion(streams[0].close if way == "close" else streams.clear):
                     turn()
                 while victim in live:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import io
 import select
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ import pytest
 import requests
 from urllib3.response import HTTPResponse
 
-from chanstream import Client, CompletionStream, Context
+from chanstream import Client, CompletionStream, Context, StreamInterruptedError
 from chanstream.client import Engine
 from chanstream.engines import poller
 from chanstream.testing import Reply, StreamServer
@@ -29,6 +31,7 @@ from chanstream.transport.session import new_session
 from chanstream.transport.source import Source
 from chanstream.transport.takeover import Line, take_over
 from chanstream.wire.body import body_of
+from tests.concurrency import spawn
 from tests.conftest import PROMPT, REQUEST, SCALE, Link, within
 from tests.contract.test_13_threads import RAWS, MockAdapter
 from tests.transport.test_connection import Tunnel, sent
@@ -428,3 +431,50 @@ def test_a_cancelled_line_wakes_who_watches_it(session: requests.Session, link: 
         assert line.read() == b""
     line.close()
     assert within(PROMPT, lambda: server.open_connections == 0)
+
+
+class TestWaiting:
+    def test_in_vain(self, session: requests.Session, link: Link) -> None:
+        """A read waits as long as it is told, and returns None if nothing came; without a wait at once."""
+        line = taken(sent(session, link.serve(Reply(body=BODY, stall_after=0)).url)[1])
+        begun = time.monotonic()
+        assert line.read() is None
+        assert time.monotonic() - begun < 0.05 * SCALE
+        assert line.read(0.1) is None
+        assert time.monotonic() - begun >= 0.1
+        begun = time.monotonic()
+        assert line.read() is None
+        assert time.monotonic() - begun < 0.05 * SCALE
+        line.close()
+
+    def test_for_bytes(self, session: requests.Session, link: Link) -> None:
+        """One that waits for as long as it takes returns with the first bytes, and with b"" at the end."""
+        line = taken(sent(session, link.serve(Reply(body=BODY, framing="close", first_delay=0.05)).url)[1])
+        assert line.read() is None
+        assert b"".join(iter(lambda: line.read(None) or b"", b"")) == BODY
+        line.close()
+
+    def test_for_a_cancel(self, session: requests.Session, link: Link) -> None:
+        """One that waits ends when another thread cancels."""
+        line = taken(sent(session, link.serve(Reply(body=BODY, stall_after=0)).url)[1])
+        assert line.read() is None
+        reading = spawn(lambda: line.read(None))
+        line.cancel()
+        with contextlib.suppress(StreamInterruptedError):
+            assert reading.result(5) == b""
+        line.close()
+
+    def test_a_lost_connection_is_no_wait(self, session: requests.Session, plain: Link) -> None:
+        """That the network gave up on the connection is an error, though Python has one name for it and for a wait."""
+        line = taken(sent(session, plain.serve(Reply(body=BODY, stall_after=0)).url)[1])
+        assert line.read() is None
+
+        class Dead:
+            def recv(self, _: int) -> bytes:
+                raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+        sock, line._sock = line._sock, Dead()
+        with pytest.raises(StreamInterruptedError, match="timed out"):
+            line.read()
+        line._sock = sock
+        line.close()
