@@ -45,6 +45,9 @@ class Poller(Protocol):
     has_few: bool
     """Whether the sockets of so few streams shall not be leased."""
 
+    has_many: bool
+    """Whether so many streams are better read by the poller alone, those that begin now."""
+
     def call(self, stream: Polled) -> None:
         """Give a stream a turn though its socket may have no news."""
 
@@ -98,7 +101,8 @@ class Polled:
         """Have all other turns in the poller, of which this is the watcher, and in consumers."""
         self._watcher = watcher
         if watcher.from_any_thread:
-            self._pipe.pull = self.pull
+            if not self._poller.has_many:
+                self._pipe.pull = self.pull
             self.claim()
             self.rest()
             self.unclaim()

@@ -45,6 +45,10 @@ _SLICE = 64
 _FEW = 8
 """With fewer streams none is leased: to have each watched again costs less than to wake up now and then for that."""
 
+_MANY = 256
+"""Beyond so many streams the thread reads all: it takes the bytes of many at once, where as many threads that want the
+interpreter at once would keep each other waiting."""
+
 _log = logging.getLogger("chanstream")
 
 
@@ -75,6 +79,7 @@ class _Poller:
         self._tending = False
         self._tends_at = 0.0
         self.has_few = True
+        self.has_many = False
         self._thread: threading.Thread | None = None
         self._waker: socket.socket  # a byte sent here wakes the thread, which receives it there
         self._woken: socket.socket
@@ -89,6 +94,7 @@ class _Poller:
                 self._launch()
             self._streams.add(stream)
             self.has_few = len(self._streams) < _FEW
+            self.has_many = len(self._streams) > _MANY
             watcher = self._watcher
         stream.settle(watcher)
 

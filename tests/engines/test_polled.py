@@ -170,6 +170,19 @@ class TestWhoReads:
                     assert abs(late) < 8 * LEASE_SECONDS * SCALE
         assert set(read_by) == {"chanstream-poller"}
 
+    def test_beyond_so_many(self, link: Link, read_by: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Streams that begin while there are very many others are read by the poller alone."""
+        monkeypatch.setattr(poller, "_MANY", 2)
+        with many_wired(link, 4) as pairs:
+            read_by.clear()
+            for stream, peer in pairs[2:]:
+                consumer = spawn(stream.get)
+                assert within(5, lambda s=stream: s.statistics().waiting_getters == 1)
+                peer.sendall(event("one"))
+                assert consumer.result(5).text == "one"
+            assert set(read_by) == {"chanstream-poller"}
+            leave(*pairs[0])
+
     @pytest.mark.parametrize("count", [FEW, MANY])
     def test_right_after_it_left(self, link: Link, count: int) -> None:
         """What comes right after the consumer has left is in the channel in a moment, and its latency says so."""
