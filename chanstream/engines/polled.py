@@ -156,6 +156,8 @@ class Polled:
     def rest(self, is_over: bool = False) -> None:
         """Have the socket watched until the next turn, or end the stream if it is over."""
         self._leased = False
+        if self._over:
+            return
         if not is_over:
             try:
                 self._watch(0 if self._paused else WRITE if self._line.wants_write else READ)
@@ -310,7 +312,7 @@ class Polled:
         if left is not None and left <= 0:
             return False
         self._at_work = True
-        self.read(left)
+        self.read(0.0 if self._paused else left)  # after a pause the clocks are to be set first
         return True
 
     def _wait_in_main_thread(self, deadline: float | None) -> bool:
@@ -322,7 +324,7 @@ class Polled:
             left = LOOK_SECONDS if deadline is None else min(LOOK_SECONDS, deadline - time.monotonic())
             if left <= 0:
                 return False
-            if self._has_more or self._news.poll(1000 * left):
+            if self._has_more or self._paused or self._news.poll(1000 * left):
                 self._at_work = True
                 self.read()
                 return True

@@ -195,6 +195,17 @@ class TestWhoReads:
             for stream, _ in pairs:
                 assert stream.get().chunk_latency < 0.1
 
+    def test_clocks_after_a_pause(self, link: Link, company: int, call: Callable[..., Any]) -> None:
+        """The idle clock, which stands while the channel is full, runs again for a consumer that waits itself."""
+        with wired(link, buffer=2, timeout=Timeout(idle=0.3)) as (stream, peer):
+            peer.sendall(b"".join(event(f"{number}") for number in range(6)))
+            assert within(5, lambda: stream.statistics().waiting_putters == 1)
+            assert not within(0.4, lambda: stream.state != "streaming")
+            assert [call(stream.get).text for _ in range(6)] == [f"{number}" for number in range(6)]
+            begun = time.monotonic()
+            assert isinstance(call(stream.get).error, APITimeoutError)
+            assert time.monotonic() - begun < 0.3 + 4 * PROMPT
+
     def test_a_burst_that_fills_the_channel(self, link: Link, company: int, call: Callable[..., Any]) -> None:
         """A consumer that reads more itself than the channel has room for gets all of it, in order."""
         words = [f"{number}" for number in range(500)]
