@@ -103,9 +103,7 @@ class Polled:
         if watcher.from_any_thread:
             if not self._poller.has_many:
                 self._pipe.pull = self.pull
-            self.claim()
-            self.rest()
-            self.unclaim()
+            self._have_turn()
         else:
             self._poller.call(self)
 
@@ -200,18 +198,25 @@ class Polled:
 
     # -- whose turn it is ---------------------------------------------------------------------------------------------
 
-    def claim(self) -> bool:
-        """Begin a turn of the poller's; return False where a consumer is at it, or the stream is over."""
-        self._claims.append(_POLLER)
-        if self._claims[0] is _POLLER and not self._over:
+    def claim(self, claim: object = _POLLER) -> bool:
+        """Begin a turn, the poller's or another's; return False where somebody is at it, or the stream is over."""
+        self._claims.append(claim)
+        if self._claims[0] is claim and not self._over:
             return True
-        self._claims.remove(_POLLER)
+        self._claims.remove(claim)
         return False
 
-    def unclaim(self) -> None:
-        """End a turn of the poller's."""
-        self._claims.remove(_POLLER)
+    def unclaim(self, claim: object = _POLLER) -> None:
+        """End a turn."""
+        self._claims.remove(claim)
         self._go_on()
+
+    def _have_turn(self, is_over: bool = False) -> None:
+        """Have the last part of a turn, in neither the poller's nor a consumer's name; not if somebody has one."""
+        claim = object()
+        if self.claim(claim):
+            self.rest(is_over)
+            self.unclaim(claim)
 
     def _go_on(self) -> None:
         """See to it that somebody has a turn who did not have one because another, which is over now, went on."""
@@ -233,11 +238,16 @@ class Polled:
         return False
 
     def orphan(self, error: ChanstreamError) -> None:
-        """End the stream because the poller has failed."""
+        """End the stream because the poller, whose thread this is, has failed."""
         with logged():
             self.flow.cancel(error)
         if self.claim():  # perhaps once more, after the turn that failed; a consumer that is at it frees all itself
             self.end()
+
+    def give_up(self, error: ChanstreamError) -> None:
+        """End the stream because it could not be started."""
+        self.flow.cancel(error)
+        self._have_turn(is_over=True)
 
     # -- a consumer's turns -------------------------------------------------------------------------------------------
 
@@ -297,14 +307,9 @@ class Polled:
         if self._has_more or self._paused or self._pipe.getters:
             self._go_on()
         if self.flow.over:  # and nobody else may have noticed: nobody watches the socket, or the poller is gone
-            self._end_if_over()
+            self._have_turn(is_over=True)
         if self._leased and not self.looked_after:
             self._poller.look_after(self)
-
-    def _end_if_over(self) -> None:
-        if self.claim():
-            self.rest(is_over=True)
-            self.unclaim()
 
     def _wait(self, deadline: float | None) -> bool:
         """Take bytes, waiting for them; return False if there are none in time."""

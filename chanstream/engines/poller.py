@@ -63,8 +63,8 @@ def start(call: Call, answer: Answer, machine: StreamMachine, pipe: Pipe[Complet
         # Bytes that were read ahead with the head are seen by no selector; and a short answer is all there already.
         if not stream.begin():
             _the_poller.add(stream)
-    except BaseException:  # no more threads, or Ctrl-C
-        stream.flow.end()
+    except BaseException as error:  # no more threads, or Ctrl-C
+        stream.give_up(StreamError(f"the stream could not be started: {error!r}"))
         raise
 
 
