@@ -142,6 +142,15 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Keep the garbage collector away: in a finalizer that it runs Ctrl-C is lost, whatever the library does."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
 def nothing_left() -> Iterator[None]:
     """Fail the test that leaves a thread of the library, or a file descriptor, behind.
 

@@ -2,8 +2,9 @@
 
 from .channel import Channel
 from .merging import MergedChannel, merge
-from .pipe import LOOK_SECONDS, ChannelStatistics, Offer, Pipe, hand_over, here
+from .pipe import ChannelStatistics, Offer, Pipe
 from .selection import CLOSED, select
+from .waiting import LOOK_SECONDS, hand_over, here
 
 __all__ = [
     "CLOSED",

@@ -22,7 +22,8 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from ..errors import ChannelClosedError
 from .channel import Channel
-from .pipe import Pipe, sleep_on
+from .pipe import Pipe
+from .waiting import sleep_on
 
 T = TypeVar("T")
 

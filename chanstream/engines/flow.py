@@ -54,7 +54,7 @@ class Flow:
         over: Whether nothing more is to be read: the stream was cancelled, or the server goes on after its end.
         on_room: Called, from any thread, when chunks that waited for room wait no longer.
 
-    Thread safety: one thread begins, feeds and ends; `fail` and `cancel` may be called from any thread.
+    Thread safety: one thread at a time begins, feeds and ends; `fail` and `cancel` may be called from any thread.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One producer thread for all streams of the process, as Go's netpoller is one for all goroutines.
+"""One thread for all streams of the process whose consumers are busy, as Go's netpoller is one for all goroutines.
 
 The thread watches the sockets of all streams that no consumer waits for itself. In each turn it takes what has arrived
 off those that have news, then feeds it to the flows: bytes first, chunks then, so that what came for many streams at

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import queue
 import signal
@@ -13,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -75,15 +74,6 @@ def drained_to_the_end(channel: Channel[Any]) -> list[Any]:
 def waiters(*channels: Channel[Any]) -> int:
     """Return how many waiters the channels have."""
     return sum(len(channel._pipe.waiters) for channel in channels)
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """Keep the garbage collector away: in a finalizer that it runs Ctrl-C is lost, whatever the library does."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 class TestItems:

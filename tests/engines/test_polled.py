@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import queue
 import random
 import select
@@ -464,15 +463,6 @@ class TestCtrlC:
                 peer.sendall(event(f"{number}"))
                 assert stream.get(timeout=5).text == f"{number}"
             leave(stream, peer)
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """Keep the garbage collector away: in a finalizer that it runs Ctrl-C is lost, whatever the library does."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 class Still(_Poller):
