@@ -22,8 +22,8 @@ from tests.conftest import REQUEST, SCALE, Link, within
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-CLOCK = 0.12
-"""What the clock under test is set to, in seconds; all others are far away."""
+CLOCK = 0.12 * SCALE
+"""What the clock under test is set to, in seconds: time for an attempt or two. All others are far away."""
 
 LATE = 0.1 * SCALE
 """How late a clock may be on a busy machine; a wrong clock is seconds late, or never comes."""
@@ -182,7 +182,7 @@ class TestFirstChunk:
 
     def test_is_for_each_attempt(self, plain: Link) -> None:
         """A retry has the whole time again, and the wait before it takes nothing of it."""
-        refusal = Reply.error(503, headers={"retry-after-ms": "130"})
+        refusal = Reply.error(503, headers={"retry-after-ms": f"{1100 * CLOCK:.0f}"})
         server = plain.serve(refusal, Reply("one", first_delay=0.5 * CLOCK))
         client = plain.client(server, timeout=clock(first_chunk=CLOCK), retry=Retry())
         assert client.chat_completion_stream(REQUEST).collect().text == "one"
@@ -210,7 +210,7 @@ class TestIdle:
         [
             Reply("one two three", stall_after=2),
             Reply("one two three", stall_after=2, pings=0.02),
-            Reply(body=EVENT * 2 + b"data: " + b"x" * 5000, split=len(EVENT), pace=0.005),
+            Reply(body=EVENT * 2 + b"data: " + b"x" * 5000, split=len(EVENT), pace=CLOCK / 24),
         ],
         ids=["silence", "pings", "bytes of no whole event"],
     )
