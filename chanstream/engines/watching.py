@@ -78,8 +78,9 @@ class Epoll(Generic[T]):
             else:
                 self._owners[descriptor] = owner  # first: news may come at once
                 self._epoll.register(descriptor, _MASKS[events])
-        except ValueError:  # it is closed: by a poller that has failed, and is about to end all its streams
-            pass
+        except (OSError, ValueError):  # the former if it is closed at this very moment
+            if not self._epoll.closed:  # by a poller that has failed, and is about to end all its streams
+                raise
 
     def forget(self, descriptor: int) -> None:
         """Report nothing of a socket any more; to be called before it is closed or goes to somebody else."""

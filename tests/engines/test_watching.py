@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 import threading
@@ -242,6 +243,26 @@ class TestFromAnyThread:
         for end in (mine, other):
             watcher.watch(end.fileno(), "again", WRITE)
             watcher.forget(end.fileno())
+
+    def test_closed_in_the_middle(self, pair: Pair) -> None:
+        """Nor does it matter when another thread closes it in the middle of that; a fault of the system is told."""
+        mine, _ = pair
+        watcher = Epoll[str]()
+        inner = watcher._epoll
+
+        class Late:
+            closed = False
+
+            def register(self, descriptor: int, mask: int) -> None:
+                inner.close()
+                self.closed = inner.closed
+                raise OSError(errno.EBADF, "Bad file descriptor")  # the system's word for the number of a closed file
+
+        watcher._epoll = Late()
+        watcher.watch(mine.fileno(), "mine", READ)
+        assert watcher._epoll.closed
+        with contextlib.closing(Epoll[str]()) as watcher, pytest.raises(OSError, match="Bad file descriptor"):
+            watcher.watch(1_000_000, "of no file", READ)
 
     def test_a_closed_socket(self, epoll: Epoll[str], pair: Pair) -> None:
         """To forget a socket after it was closed does nothing."""
