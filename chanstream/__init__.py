@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from .errors import StreamInterruptedError as StreamInterruptedError
     from .errors import StreamTruncatedError as StreamTruncatedError
     from .errors import UnprocessableEntityError as UnprocessableEntityError
+    from .models.catalog import ModelCapabilities as ModelCapabilities
+    from .models.catalog import ModelCard as ModelCard
     from .models.chat import ChatCompletionRequest as ChatCompletionRequest
     from .models.chat import ChatCompletionResponse as ChatCompletionResponse
     from .models.chat import Choice as Choice
@@ -61,6 +63,9 @@ if TYPE_CHECKING:
     from .models.content import TextChunk as TextChunk
     from .models.content import ThinkChunk as ThinkChunk
     from .models.content import UnknownChunk as UnknownChunk
+    from .models.embeddings import Embedding as Embedding
+    from .models.embeddings import EmbeddingRequest as EmbeddingRequest
+    from .models.embeddings import EmbeddingResponse as EmbeddingResponse
     from .models.messages import AssistantMessage as AssistantMessage
     from .models.messages import Role as Role
     from .models.messages import SystemMessage as SystemMessage
@@ -85,11 +90,13 @@ _HOMES = {
     " CacheError ChannelClosedError ChanstreamError ConflictError EventTooLargeError InternalServerError NotFoundError"
     " PermissionDeniedError RateLimitError StreamAPIError StreamCancelledError StreamDecodeError StreamError"
     " StreamInterruptedError StreamTruncatedError UnprocessableEntityError",
+    "models.catalog": "ModelCapabilities ModelCard",
     "models.chat": "ChatCompletionRequest ChatCompletionResponse Choice FinishReason JSONSchema ResponseFormat"
     " UsageInfo",
     "models.chunk": "CompletionChunk DeltaMessage StreamChoice",
     "models.content": "AudioChunk DocumentURLChunk FileChunk ImageURLChunk ReferenceChunk TextChunk ThinkChunk"
     " UnknownChunk",
+    "models.embeddings": "Embedding EmbeddingRequest EmbeddingResponse",
     "models.messages": "AssistantMessage Role SystemMessage ToolMessage UserMessage",
     "models.tools": "Function FunctionCall Tool ToolCall ToolChoice",
     "stream": "CompletionStream",

@@ -6,9 +6,10 @@ import ipaddress
 import os
 import re
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
+from urllib.parse import quote, urlsplit
 
 from . import __version__
 from .channel import Pipe
@@ -16,9 +17,11 @@ from .context import Context, Timeout
 from .dialects import DIALECTS, Dialect
 from .engines import poller, threaded
 from .errors import APITimeoutError, ChanstreamError, StreamAPIError, StreamDecodeError, redact
+from .models.catalog import ModelCapabilities, ModelCard, ModelList
 from .models.chat import ChatCompletionRequest, ChatCompletionResponse
 from .models.chunk import CompletionChunk
 from .models.codec import best_loads, dumps
+from .models.embeddings import EmbeddingRequest, EmbeddingResponse
 from .stream import CompletionStream, Errors
 from .transport.retry import Retry
 from .transport.session import Call, Transport
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     import requests
 
 Engine: TypeAlias = Literal["auto", "threaded", "poller"]
+
+M = TypeVar("M")
 
 _CHAT = "/chat/completions"
 
@@ -130,7 +135,9 @@ class Client:
         started = time.monotonic()
         capacity = self._buffer if buffer is None else _at_least_1("buffer", buffer)
         mode: Errors = self._errors if errors is None else _one_of("errors", errors, get_args(Errors))
-        call = self._call(request, timeout, context, stream=True)
+        _typed("request", request, ChatCompletionRequest)
+        body = dumps(self._dialect.body(request, stream=True))
+        call = self._call(_CHAT, body, timeout, context, accept="text/event-stream")
         try:
             answer = self._transport.open(call)
         except BaseException:
@@ -170,35 +177,110 @@ class Client:
             StreamCancelledError: The context was cancelled.
             StreamDecodeError: The answer is no chat completion.
         """
-        started = time.monotonic()
-        call = self._call(request, timeout, context, stream=False)
-        try:
-            head, body = self._transport.fetch(call)
-        finally:
-            call.context.release()
-        try:
-            return _response(body, head.content_type, time.monotonic() - started)
-        except (StreamAPIError, StreamDecodeError) as error:
-            redact(error, self._transport.secret)
-            raise
+        _typed("request", request, ChatCompletionRequest)
+        body = dumps(self._dialect.body(request, stream=False))
+        call = self._call(_CHAT, body, timeout, context)
+        return self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict)
+
+    def embeddings(
+        self,
+        request: EmbeddingRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+    ) -> EmbeddingResponse:
+        """Return the vectors of texts.
+
+        Args:
+            request: What to embed.
+            timeout: The clocks of this call, instead of the client's; ``first_chunk`` covers the whole answer.
+            context: Cancels the call.
+
+        Raises:
+            As `chat_completion`.
+        """
+        _typed("request", request, EmbeddingRequest)
+        call = self._call("/embeddings", dumps(self._dialect.embedding_body(request)), timeout, context)
+        answer: EmbeddingResponse = self._fetched(call, "embeddings", "data", EmbeddingResponse.from_dict)
+        object.__setattr__(answer, "dtype", request.output_dtype or "float")
+        return answer
+
+    def list_models(self, *, timeout: Timeout | float | None = None, context: Context | None = None) -> list[ModelCard]:
+        """Return the models that the server has, in its order.
+
+        Args:
+            timeout: The clocks of this call, instead of the client's; ``first_chunk`` covers the whole answer.
+            context: Cancels the call.
+
+        Raises:
+            As `chat_completion`.
+        """
+        call = self._call("/models", None, timeout, context)
+        return list(self._fetched(call, "a list of models", "data", ModelList.from_dict).data)
+
+    def search_models(
+        self,
+        capabilities: ModelCapabilities,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+    ) -> list[ModelCard]:
+        """Return the models that have all these capabilities; arguments and errors otherwise as `list_models`.
+
+        Of the servers known here only Mistral's say what their models can do; others' models are found for an empty
+        `ModelCapabilities` only.
+        """
+        _typed("capabilities", capabilities, ModelCapabilities)
+        return [card for card in self.list_models(timeout=timeout, context=context) if card.can(capabilities)]
+
+    def get_model(
+        self, model_id: str, *, timeout: Timeout | float | None = None, context: Context | None = None
+    ) -> ModelCard:
+        """Return one model; arguments and errors otherwise as `list_models`.
+
+        Raises:
+            NotFoundError: The server does not have it.
+        """
+        call = self._call(f"/models/{_in_a_path('model_id', model_id)}", None, timeout, context)
+        return self._fetched(call, "a model", "id", ModelCard.from_dict)
 
     def close(self) -> None:
         """Close the connections that no stream uses. The client can still be used: it makes new ones."""
         self._transport.close()
 
     def _call(
-        self, request: ChatCompletionRequest, timeout: Timeout | float | None, context: Context | None, *, stream: bool
+        self,
+        path: str,
+        body: bytes | None,
+        timeout: Timeout | float | None,
+        context: Context | None,
+        *,
+        accept: str = "application/json",
     ) -> Call:
         """Return the call for a request, with a context of its own; all that can be wrong with it is told here."""
-        _typed("request", request, ChatCompletionRequest)
-        body = dumps(self._dialect.body(request, stream=stream))
         clocks = self._timeout if timeout is None else Timeout.of(timeout)
         parent = Context() if context is None else _typed("context", context, Context)
         own = parent.with_cancel()
         if clocks.total is not None:
             own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
-        accept = "text/event-stream" if stream else "application/json"
-        return Call(method="POST", path=_CHAT, body=body, accept=accept, context=own, timeout=clocks, retry=self._retry)
+        method = "GET" if body is None else "POST"
+        return Call(method=method, path=path, body=body, accept=accept, context=own, timeout=clocks, retry=self._retry)
+
+    def _fetched(self, call: Call, what: str, key: str, load: Callable[[Any], M]) -> M:
+        """Return the whole answer to a call: ``what``, a JSON object with this key."""
+        started = time.monotonic()
+        try:
+            head, body = self._transport.fetch(call)
+        finally:
+            call.context.release()
+        try:
+            answer = _answer(body, head.content_type, what, key, load)
+        except (StreamAPIError, StreamDecodeError) as error:
+            redact(error, self._transport.secret)
+            raise
+        if hasattr(answer, "latency"):
+            object.__setattr__(answer, "latency", time.monotonic() - started)
+        return answer
 
     def __enter__(self) -> Client:
         return self
@@ -218,18 +300,26 @@ class Client:
         return f"<Client {self._dialect.name} {self._base_url}>"
 
 
-def _response(body: bytes, content_type: str, latency: float) -> ChatCompletionResponse:
+def _answer(body: bytes, content_type: str, what: str, key: str, load: Callable[[Any], M]) -> M:
     try:
         data = best_loads()(body)
-        if isinstance(data, dict) and "choices" not in data and (data.get("error") or data.get("object") == "error"):
+        if isinstance(data, dict) and key not in data and (data.get("error") or data.get("object") == "error"):
             raise StreamAPIError.from_body(data)
-        answer = ChatCompletionResponse.from_dict(data)
+        answer = load(data)
     except (TypeError, ValueError) as error:
         start = " ".join(body[:200].decode("utf-8", "replace").split())
-        raise StreamDecodeError(f"expected a chat completion, got {content_type}: {start!r} ({error})") from None
-    object.__setattr__(answer, "latency", latency)
-    object.__setattr__(answer, "raw", data)
+        raise StreamDecodeError(f"expected {what}, got {content_type}: {start!r} ({error})") from None
+    if hasattr(answer, "raw"):
+        object.__setattr__(answer, "raw", data)
     return answer
+
+
+def _in_a_path(name: str, value: str) -> str:
+    """Return an id as a part of a URL's path; ids with a slash, as ``openai/gpt-oss-20b``, keep it."""
+    parts = _typed(name, value, str).split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"{name}: expected an id, got {value!r}")
+    return "/".join(quote(part, safe=":@") for part in parts)
 
 
 def _dialect(value: str | Dialect) -> Dialect:

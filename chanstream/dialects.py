@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from .models.chat import ChatCompletionRequest
+from .models.embeddings import EmbeddingRequest
 
 
 @attrs.frozen
@@ -44,13 +45,7 @@ class Dialect:
         Raises:
             ValueError: An option is set that the server rejects; the text names it.
         """
-        data = request.to_dict()
-        for name in sorted(self.rejected):
-            if getattr(request, name, None) is not None:
-                raise ValueError(f"{name}: the {self.name!r} dialect does not take this option")
-        for ours, theirs in self.renamed.items():
-            if ours in data:
-                data[theirs] = data.pop(ours)
+        data = self._worded(request)
         if self.image_objects:
             data["messages"] = [_with_image_objects(message) for message in data["messages"]]
         if stream:
@@ -58,6 +53,16 @@ class Dialect:
             if self.usage_on_request:
                 data.setdefault("stream_options", {"include_usage": True})
         return data
+
+    def embedding_body(self, request: EmbeddingRequest) -> dict[str, Any]:
+        """Return the JSON object to send; as `body`."""
+        return self._worded(request)
+
+    def _worded(self, request: ChatCompletionRequest | EmbeddingRequest) -> dict[str, Any]:
+        for name in sorted(self.rejected):
+            if getattr(request, name, None) is not None:
+                raise ValueError(f"{name}: the {self.name!r} dialect does not take this option")
+        return {self.renamed.get(name, name): value for name, value in request.to_dict().items()}
 
 
 def _with_image_objects(message: dict[str, Any]) -> dict[str, Any]:
@@ -81,14 +86,14 @@ MISTRAL = Dialect(
     rejected=frozenset({"stream_options", "max_completion_tokens", "logprobs", "top_logprobs", "user"}),
 )
 
-_SEED = {"random_seed": "seed"}
-_ONLY_MISTRAL = frozenset({"safe_prompt", "prompt_mode"})
+_RENAMED = {"random_seed": "seed", "output_dimension": "dimensions"}
+_ONLY_MISTRAL = frozenset({"safe_prompt", "prompt_mode", "output_dtype"})
 
 GROQ = Dialect(
     name="groq",
     base_url="https://api.groq.com/openai/v1",
     key_variable="GROQ_API_KEY",
-    renamed=_SEED,
+    renamed=_RENAMED,
     rejected=_ONLY_MISTRAL | {"prediction", "metadata", "logprobs", "top_logprobs"},
     usage_on_request=True,
     image_objects=True,
@@ -98,7 +103,7 @@ OPENAI = Dialect(
     name="openai",
     base_url="https://api.openai.com/v1",
     key_variable="OPENAI_API_KEY",
-    renamed=_SEED,
+    renamed=_RENAMED,
     rejected=_ONLY_MISTRAL,
     usage_on_request=True,
     image_objects=True,
