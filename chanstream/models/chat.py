@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
 from .codec import Model, each, extra_field, finite, loaded, mapping, named, not_empty, of_type
 from .messages import AssistantMessage, messages_from
 from .tools import Function, Tool, ToolCall, ToolChoice, tool_choice_from, tools_from
+
+T = TypeVar("T")
 
 
 class FinishReason(str, Enum):
@@ -59,6 +61,31 @@ class ResponseFormat(Model):
     def __attrs_post_init__(self) -> None:
         if self.type == "json_schema" and self.json_schema is None:
             raise ValueError("json_schema: missing, and the type is 'json_schema'")
+
+    @classmethod
+    def from_type(
+        cls, kind: Any, *, name: str | None = None, description: str | None = None, strict: bool = True
+    ) -> ResponseFormat:
+        """Return the form of an answer that holds a value of a type, for `ChatCompletionResponse.output` to take out.
+
+        Needs the extra ``types``.
+
+        Args:
+            kind: A type with fields: an attrs class, a dataclass, a TypedDict, a NamedTuple.
+            name: Its name for the model, instead of its own.
+            description: What it is, for the model.
+            strict: Whether the model must keep to the schema, which is said as strict modes want it then: with all
+                fields required, those with defaults too.
+
+        Raises:
+            TypeError: The type has no JSON Schema; the text names it.
+            ValueError: The name is none that servers take.
+            ImportError: The extra is not installed.
+        """
+        from .typed import name_of, schema_of
+
+        schema = schema_of(kind, strict=strict)
+        return cls("json_schema", JSONSchema(name_of(kind) if name is None else name, schema, description, strict))
 
 
 def _response_format(value: Any) -> ResponseFormat:
@@ -208,6 +235,25 @@ class ChatCompletionResponse(Model):
     def tool_calls(self) -> Sequence[ToolCall]:
         """The tool calls of the first choice."""
         return (self.choices[0].message.tool_calls or ()) if self.choices else ()
+
+    def output(self, kind: type[T]) -> T:
+        """Return the value of a type that the first choice's text holds as JSON; see `ResponseFormat.from_type`.
+
+        Needs the extra ``types``.
+
+        Raises:
+            ValueError: The text holds none; the error says where, and whether the answer was broken off.
+            ImportError: The extra is not installed.
+        """
+        from .typed import value_of
+
+        reason = self.choices[0].finish_reason if self.choices else None
+        try:
+            return value_of(self.text, kind)
+        except ValueError as error:
+            if reason in (None, FinishReason.STOP):
+                raise
+            raise ValueError(f"{error} (the answer ended with {str(reason)!r})") from None
 
     def assistant_message(self) -> AssistantMessage | None:
         """Return the first choice's message, to be appended to the conversation; None where there is no choice."""

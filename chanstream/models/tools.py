@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 
-from .codec import Model, each, extra_field, loaded, mapping, named, not_empty, of_type
+from .codec import Model, best_loads, each, extra_field, loaded, mapping, named, not_empty, of_type
 
 _text: Any = of_type(str)
 _optional_text: Any = of_type(str, optional=True)
@@ -42,6 +42,50 @@ class Tool(Model):
     function: Function | None = loaded(_function, default=None, converter=named("function", _function))
     type: str = attrs.field(default="function", validator=_text)
     extra: Mapping[str, Any] = extra_field()
+
+    @classmethod
+    def from_function(
+        cls,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        strict: bool | None = None,
+    ) -> Tool:
+        """Return the tool that a Python function is: its signature makes the schema, its docstring says what is what.
+
+        ::
+
+            def weather(city: str, days: int = 3) -> str:
+                \"\"\"Tell the weather of a city for some days.\"\"\"
+
+            request = ChatCompletionRequest(model, messages, tools=[Tool.from_function(weather)])
+
+        A parameter without a type may be anything; one without a default is required. Needs the extra ``types``.
+
+        Args:
+            function: What the model may call; it is not called here.
+            name: Its name for the model, instead of its own.
+            description: What it does, instead of what its docstring says.
+            strict: Whether the model must keep to the schema, which is said as strict modes want it then.
+
+        Raises:
+            TypeError: A parameter cannot be given by name, or its type has no JSON Schema; the text names it.
+            ValueError: The name is none that servers take.
+            ImportError: The extra is not installed.
+        """
+        from .typed import description_of, name_of, parameters_of
+
+        if not callable(function):
+            raise TypeError(f"function: expected a function, got {function!r}")
+        return cls(
+            Function(
+                name_of(function) if name is None else name,
+                description_of(function) if description is None else description,
+                parameters_of(function, strict=bool(strict)),
+                strict,
+            )
+        )
 
 
 def tool_from(value: Any) -> Tool:
@@ -98,6 +142,25 @@ class FunctionCall(Model):
     name: str = attrs.field(default="", validator=_text)
     arguments: str | Mapping[str, Any] = attrs.field(default="", validator=of_type(str, Mapping))
     extra: Mapping[str, Any] = extra_field()
+
+    def parsed_arguments(self) -> dict[str, Any]:
+        """Return the arguments as an object; {} where a model gave none.
+
+        Raises:
+            ValueError: They are no JSON object, as where an answer was broken off; the text holds them.
+        """
+        if not isinstance(self.arguments, str):
+            return dict(self.arguments)
+        if not self.arguments.strip():
+            return {}
+        reason = ""
+        try:
+            arguments = best_loads()(self.arguments.encode("utf-8", "surrogatepass"))
+            if isinstance(arguments, dict):
+                return arguments
+        except ValueError as error:
+            reason = f" ({error})"
+        raise ValueError(f"arguments: {self.name!r} was called with no JSON object: {self.arguments!r}{reason}")
 
 
 def _function_call(value: Any) -> FunctionCall:

@@ -177,3 +177,28 @@ class TestToolCall:
         with pytest.raises(TypeError) as caught:
             make()
         assert str(caught.value) == text
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("arguments", "parsed"),
+        [('{"city": "Oslo", "days": [1, 2]}', {"city": "Oslo", "days": [1, 2]}), ("", {}), (" \n", {}), ("{}", {})],
+    )
+    def test_parsed(self, arguments: str, parsed: dict[str, Any]) -> None:
+        """Arguments are there as text, as the model wrote it, and parsed."""
+        call = FunctionCall("f", arguments)
+        assert (call.arguments, call.parsed_arguments()) == (arguments, parsed)
+
+    def test_an_object(self) -> None:
+        """An object, as some servers send it, is parsed already, and is not the caller's to change."""
+        arguments = {"city": "Oslo"}
+        parsed = FunctionCall("f", arguments).parsed_arguments()
+        assert parsed == arguments
+        assert parsed is not arguments
+
+    @pytest.mark.parametrize("arguments", ['{"city": "Os', "[1]", "5", "null", '"text"', "Oslo", "{'a': 1}", '"\ud800'])
+    def test_what_is_no_object(self, arguments: str) -> None:
+        """Arguments that are no JSON object are told with the function's name and the text, and not hidden."""
+        with pytest.raises(ValueError, match=r"^arguments: 'weather' was called with no JSON object: ") as caught:
+            FunctionCall("weather", arguments).parsed_arguments()
+        assert repr(arguments) in str(caught.value)
