@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from ..context import Context, Timeout
 from ..errors import APIConnectionError, APIStatusError, APITimeoutError, ChanstreamError, StreamError, redact
 from .connection import CuttableAdapter, Exchange
 from .head import ResponseHead
+from .limits import RateLimiter, wait_for_turn
 from .retry import Retry, retry_after
 from .source import Source
 
@@ -50,7 +51,7 @@ class Call:
     Attributes:
         method: The HTTP method. path: What follows the base URL. body: JSON, or None. accept: The type wanted.
         context: Cuts the call when it is done. timeout: Its ``connect`` and ``first_chunk`` are kept here.
-        retry: When to try again.
+        retry: When to try again. limiter: Asked before each attempt. headers, query: Sent in addition.
     """
 
     method: str
@@ -60,6 +61,9 @@ class Call:
     context: Context
     timeout: Timeout
     retry: Retry
+    limiter: RateLimiter | None = None
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+    query: Mapping[str, Any] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -137,16 +141,23 @@ class Transport:
         retries = 0
         while True:
             call.context.raise_if_done()
+            if call.limiter is not None:
+                wait_for_turn(call.limiter, call.context)
             try:
                 return self._attempt(call, finish)
             except (APIStatusError, APIConnectionError) as error:
-                redact(error, self.secret)
-                if call.context.done() or not call.retry.allows(error, retries):
-                    raise
-                pause = call.retry.delay(error, retries)
-                retries += 1
-                _log.info("retry %d of %d in %.2f s after: %s", retries, call.retry.max_retries, pause, error)
+                pause = self._pause_after(error, call, retries)
+            retries += 1
             call.context.wait(pause)
+
+    def _pause_after(self, error: ChanstreamError, call: Call, retries: int) -> float:
+        """Return the seconds to wait before the next attempt; raises the error if there shall be none."""
+        redact(error, self.secret)
+        if call.context.done() or not call.retry.allows(error, retries):
+            raise error
+        pause = call.retry.delay(error, retries)
+        _log.info("retry %d of %d in %.2f s after: %s", retries + 1, call.retry.max_retries, pause, error)
+        return pause
 
     def close(self) -> None:
         """Close the connections that no stream uses; a session that the caller brought stays open."""
@@ -160,20 +171,25 @@ class Transport:
         asked_at = time.monotonic()
         with _cuttable(call.context, call.timeout.first_chunk) as exchange:
             response = self._exchanged(exchange, call)
-            answer = Answer(ResponseHead(response.status_code, response.headers), Source(response, exchange), asked_at)
-            _log.debug("%s %s: %d", call.method, call.path, response.status_code)
-            if response.status_code in _OK:
-                return finish(answer)
-            try:
-                raise self._refusal(answer)
-            finally:
-                answer.source.close()
+            return finish(self._accepted(call, response, exchange, asked_at))
+
+    def _accepted(self, call: Call, response: requests.Response, exchange: Exchange, asked_at: float) -> Answer:
+        """Return an answer whose head is in; raises what it says if it is a refusal."""
+        answer = Answer(ResponseHead(response.status_code, response.headers), Source(response, exchange), asked_at)
+        _log.debug("%s %s: %d", call.method, call.path, response.status_code)
+        if response.status_code in _OK:
+            return answer
+        try:
+            raise self._refusal(answer)
+        finally:
+            answer.source.close()
 
     def _exchanged(self, exchange: Exchange, call: Call) -> requests.Response:
         timeout = call.timeout
         headers = {**self._headers, "Accept": call.accept, "Accept-Encoding": "identity"}
         if call.body is not None:
             headers["Content-Type"] = "application/json"
+        headers.update(call.headers)
         try:
             with exchange.sending():
                 return self._session().request(
@@ -181,6 +197,7 @@ class Transport:
                     self._base_url + call.path,
                     data=call.body,
                     headers=headers,
+                    params=call.query,
                     auth=self._auth,
                     stream=True,
                     timeout=(self._connect_timeout(call), None),
@@ -232,6 +249,10 @@ _ENVIRONMENT = (
 """What requests looks at. The last: a CGI program's HTTP_PROXY comes from its client and does not count."""
 
 
+_PATTERNS = 64
+"""Requests that a session keeps prepared: a client has a handful of paths."""
+
+
 class _Session(requests.Session):
     """A session that never takes a netrc's word for who we are, on redirects either.
 
@@ -259,9 +280,13 @@ class _Session(requests.Session):
 
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
         """Return the request as it is sent."""
+        if request.params:  # as few requests have, and in any form
+            return super().prepare_request(request)
         key = (request.method, request.url, request.auth, *request.headers.items(), request.data is None)
         pattern = self._prepared.get(key)
         if pattern is None:
+            if len(self._prepared) >= _PATTERNS:  # headers of the caller's, different ones each time
+                self._prepared.clear()
             pattern = self._prepared[key] = super().prepare_request(request)
         prepared = pattern.copy()
         if request.data is not None:
