@@ -150,4 +150,4 @@ class Failed:
 CompletionEvent: TypeAlias = (
     TextDelta | ReasoningDelta | ToolCallDelta | TextDone | ReasoningDone | ToolCallDone | Finished | Failed
 )
-"""Any of the events."""
+"""The type of any of the events, for annotations; imported from ``chanstream`` as they are."""
