@@ -26,6 +26,7 @@ from .stream import CompletionStream, Errors
 from .transport.retry import Retry
 from .transport.session import Call, Transport
 from .wire.machine import MAX_EVENT_BYTES, StreamMachine
+from .wire.thinking import ThinkingMachine, parted
 
 if TYPE_CHECKING:
     import requests
@@ -53,6 +54,8 @@ class Client:
         errors: How a stream gives what goes wrong after its head: ``"inband"``, as a chunk with ``error`` set, or
             ``"raise"``.
         require_finish_reason: Whether an answer without a finish reason counts as cut off.
+        think_tags: Whether an answer that begins with ``<think>...</think>`` is parted: ``reasoning`` has what stands
+            between the tags, ``text`` what follows them. For servers that send thoughts inside the text.
         max_event_bytes: The largest event of a stream that is read, in bytes.
         session: A `requests.Session` to use, with its adapters, proxies, CA and certificates. It stays the caller's to
             close. A request that it sends can be cut only once its head is in.
@@ -78,6 +81,7 @@ class Client:
         engine: Engine = "auto",
         errors: Errors = "inband",
         require_finish_reason: bool = False,
+        think_tags: bool = False,
         max_event_bytes: int = MAX_EVENT_BYTES,
         session: requests.Session | None = None,
     ) -> None:
@@ -89,6 +93,7 @@ class Client:
         self._engine = _one_of("engine", engine, get_args(Engine))
         self._errors: Errors = _one_of("errors", errors, get_args(Errors))
         self._require_finish_reason = _typed("require_finish_reason", require_finish_reason, bool)
+        self._think_tags = _typed("think_tags", think_tags, bool)
         self._max_event_bytes = _at_least_1("max_event_bytes", max_event_bytes)
         self._settings = {
             "api_key": api_key,
@@ -100,6 +105,7 @@ class Client:
             "engine": engine,
             "errors": errors,
             "require_finish_reason": require_finish_reason,
+            "think_tags": think_tags,
             "max_event_bytes": max_event_bytes,
             "session": session,
         }
@@ -143,7 +149,7 @@ class Client:
         except BaseException:
             call.context.release()
             raise
-        machine = StreamMachine(
+        machine = (ThinkingMachine if self._think_tags else StreamMachine)(
             started,
             content_type=answer.head.content_type,
             n=request.n or 1,
@@ -180,7 +186,8 @@ class Client:
         _typed("request", request, ChatCompletionRequest)
         body = dumps(self._dialect.body(request, stream=False))
         call = self._call(_CHAT, body, timeout, context)
-        return self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict)
+        answer = self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict)
+        return parted(answer) if self._think_tags else answer
 
     def embeddings(
         self,

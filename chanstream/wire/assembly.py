@@ -10,7 +10,7 @@ from ..models.chat import ChatCompletionResponse, Choice, UsageInfo
 from ..models.chunk import CompletionChunk, DeltaMessage, StreamChoice
 from ..models.content import ContentChunk, TextChunk, ThinkChunk
 from ..models.events import ToolCallDelta
-from ..models.messages import REASONING_KEYS, AssistantMessage
+from ..models.messages import TAGGED_KEY, AssistantMessage, reasoning_key_in
 from ..models.tools import FunctionCall, ToolCall
 
 
@@ -77,6 +77,9 @@ class _ChoiceParts:
         elif delta.content:
             self._content.extend(delta.content)
         self._think(delta.raw)
+        if delta.thoughts:
+            self._reasoning.append(delta.thoughts)
+            self._reasoning_key = self._reasoning_key or TAGGED_KEY
         self._finish_reason = choice.finish_reason or self._finish_reason
         return self.calls.add(delta, choice.index)
 
@@ -89,11 +92,9 @@ class _ChoiceParts:
 
         A server in the middle of its change of names sends them under both: they are said once.
         """
-        for key in REASONING_KEYS:
-            if isinstance(piece := delta.get(key), str) and piece:
-                self._reasoning.append(piece)
-                self._reasoning_key = self._reasoning_key or key
-                return
+        if key := reasoning_key_in(delta):
+            self._reasoning.append(delta[key])
+            self._reasoning_key = self._reasoning_key or key
 
     def choice(self, index: int) -> Choice:
         message = AssistantMessage(
