@@ -12,9 +12,11 @@ because urllib3 gives out a socket only once it is connected, and connecting can
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -179,7 +181,12 @@ class Cuttable:
         self._serve()
         if self._sock is not None:
             self.timeout = None  # as above, where the connection is used again
-        super().request(*args, **kwargs)  # type: ignore[misc]  # as above
+        try:
+            super().request(*args, **kwargs)  # type: ignore[misc]  # as above
+        except ssl.SSLEOFError as error:
+            # TLS's name for a broken pipe. By that one urllib3 knows to read what the server said before it left, such
+            # as that it wants a certificate.
+            raise BrokenPipeError(errno.EPIPE, str(error)) from error
 
     def _close(self) -> None:
         self.close()  # type: ignore[attr-defined]  # as above

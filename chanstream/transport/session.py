@@ -27,7 +27,7 @@ from ..context import Context, Timeout
 from ..errors import APIConnectionError, APIStatusError, APITimeoutError, ChanstreamError, StreamError, redact
 from .connection import CuttableAdapter, Exchange
 from .head import ResponseHead
-from .retry import Retry, retry_after
+from .retry import Retry, retry_after, root_cause
 from .source import Source
 
 _ERROR_BODY_BYTES = 64 * 1024
@@ -174,6 +174,7 @@ class Transport:
         headers = {**self._headers, "Accept": call.accept, "Accept-Encoding": "identity"}
         if call.body is not None:
             headers["Content-Type"] = "application/json"
+        _log.debug("%s %s%s", call.method, self._base_url, call.path)
         try:
             with exchange.sending():
                 return self._session().request(
@@ -276,7 +277,10 @@ class _Session(requests.Session):
 
 
 def new_session() -> requests.Session:
-    """Return a session with connections that can be cut, a pool sized for fan-out, and no cookies."""
+    """Return a session with connections that can be cut, a pool sized for fan-out, and no cookies.
+
+    To be set up before its first request: certificates, proxies, headers.
+    """
     session = _Session()
     adapter = CuttableAdapter()
     session.mount("https://", adapter)
@@ -346,7 +350,6 @@ def _read_some(source: Source) -> bytes:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the words of the innermost cause: requests and urllib3 wrap each other several times."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
+    """Return the words of the innermost cause."""
+    error = root_cause(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -48,7 +48,7 @@ def run(block: Block, names: dict[str, Any], internet: Internet, capsys: pytest.
         assert matches, f"{where}: it printed:\n{printed}"
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("nothing_left", "usual_log")
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_the_blocks_of_a_page(page: Path, internet: Internet, capsys: pytest.CaptureFixture[str]) -> None:
     """The Python blocks of a page, run from top to bottom, work and print what the page says."""
