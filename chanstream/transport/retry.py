@@ -40,7 +40,7 @@ class Retry:
 
     The wait before try n is drawn between 0 and ``min_delay * 2**n``, at most ``max_delay``: "full jitter", so that
     clients that failed together do not come back together. A server that says ``Retry-After`` is obeyed, up to
-    ``max_retry_after``.
+    ``max_retry_after``. What is wrong with a certificate is told at once.
 
     Attributes:
         max_retries: Tries after the first; 0 for none.
