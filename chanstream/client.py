@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import quote, urlsplit
 
+import attrs
+
 from . import __version__
 from .channel import Pipe
 from .context import Context, Timeout
@@ -35,6 +37,22 @@ Engine: TypeAlias = Literal["auto", "threaded", "poller"]
 M = TypeVar("M")
 
 _CHAT = "/chat/completions"
+_EMBEDDINGS = "/embeddings"
+
+
+@attrs.frozen(kw_only=True)
+class Terms:
+    """What one call keeps to, whoever does what it asks for.
+
+    Attributes:
+        clocks: Without the total, which the context keeps.
+        context: The call's own. buffer: The capacity of its channel. errors: How its stream gives errors.
+    """
+
+    clocks: Timeout
+    context: Context
+    buffer: int
+    errors: Errors
 
 
 class Client:
@@ -200,7 +218,7 @@ class Client:
             As `chat_completion`.
         """
         _typed("request", request, EmbeddingRequest)
-        call = self._call("/embeddings", dumps(self._dialect.embedding_body(request)), timeout, context)
+        call = self._call(_EMBEDDINGS, dumps(self._dialect.embedding_body(request)), timeout, context)
         answer: EmbeddingResponse = self._fetched(call, "embeddings", "data", EmbeddingResponse.from_dict)
         object.__setattr__(answer, "dtype", request.output_dtype or "float")
         return answer
@@ -248,6 +266,51 @@ class Client:
         """Close the connections that no stream uses. The client can still be used: it makes new ones."""
         self._transport.close()
 
+    def identity(
+        self, request: Any, kind: type[ChatCompletionRequest | EmbeddingRequest], *, stream: bool = False
+    ) -> dict[str, Any]:
+        """Return what decides over the answer to a request, as a JSON object: all that would be sent but the key.
+
+        :meta private:
+
+        Raises:
+            TypeError, ValueError: The request cannot be sent; the text says why.
+        """
+        _typed("request", request, kind)
+        if isinstance(request, EmbeddingRequest):
+            path, body = _EMBEDDINGS, self._dialect.embedding_body(request)
+        else:
+            path, body = _CHAT, self._dialect.body(request, stream=stream)
+        return {"dialect": self._dialect.name, "url": self._base_url + path, "stream": stream, "body": body}
+
+    def terms(
+        self,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        buffer: int | None = None,
+        errors: Errors | None = None,
+    ) -> Terms:
+        """Return what a call with these arguments keeps to.
+
+        :meta private:
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the text names it.
+        """
+        capacity = self._buffer if buffer is None else _at_least_1("buffer", buffer)
+        mode: Errors = self._errors if errors is None else _one_of("errors", errors, get_args(Errors))
+        clocks, own = self._own_context(timeout, context)
+        return Terms(clocks=attrs.evolve(clocks, total=None), context=own, buffer=capacity, errors=mode)
+
+    def _own_context(self, timeout: Timeout | float | None, context: Context | None) -> tuple[Timeout, Context]:
+        """Return the clocks of a call, and a context of its own that keeps the total."""
+        clocks = self._timeout if timeout is None else Timeout.of(timeout)
+        parent = Context() if context is None else _typed("context", context, Context)
+        own = parent.with_cancel()
+        if clocks.total is not None:
+            own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
+        return clocks, own
+
     def _call(
         self,
         path: str,
@@ -258,11 +321,7 @@ class Client:
         accept: str = "application/json",
     ) -> Call:
         """Return the call for a request, with a context of its own; all that can be wrong with it is told here."""
-        clocks = self._timeout if timeout is None else Timeout.of(timeout)
-        parent = Context() if context is None else _typed("context", context, Context)
-        own = parent.with_cancel()
-        if clocks.total is not None:
-            own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
+        clocks, own = self._own_context(timeout, context)
         method = "GET" if body is None else "POST"
         return Call(method=method, path=path, body=body, accept=accept, context=own, timeout=clocks, retry=self._retry)
 
