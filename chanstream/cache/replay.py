@@ -11,6 +11,7 @@ import contextlib
 import copy
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
@@ -19,7 +20,7 @@ import attrs
 from .. import timers
 from ..channel import Offer, Pipe
 from ..context import Context
-from ..errors import ChannelClosedError, ChanstreamError
+from ..errors import ChannelClosedError, ChanstreamError, StreamError
 from ..models.chunk import CompletionChunk
 from .entry import chunk_of
 
@@ -30,36 +31,48 @@ _BATCH = 64
 """Chunks that are decoded at a time: what a full channel has no room for is not worth the work yet."""
 
 
-class Turns:
-    """Calls ``step`` in one thread at a time, once more for those who came meanwhile; nobody waits."""
+class Turns(ABC):
+    """Something that is moved on by one thread at a time, once more for those who came meanwhile; nobody waits."""
 
-    def __init__(self, step: Callable[[], None]) -> None:
-        self._step = step
+    def __init__(self) -> None:
         self._word = False
         self._at_it = threading.Lock()
 
-    def take(self) -> None:
-        """Do the step, or leave word to the thread that is at it."""
-        self._word = True
-        while self._word and self._at_it.acquire(blocking=False):
-            try:
-                self._word = False
-                self._step()
-            finally:
-                self._at_it.release()
+    def move(self) -> None:
+        """Move what can be moved now, or leave word to the thread that is at it; never blocks, and never raises."""
+        try:
+            self._word = True
+            while self._word and self._at_it.acquire(blocking=False):
+                try:
+                    self._word = False
+                    self._move()
+                finally:
+                    self._at_it.release()
+        except BaseException as error:  # Ctrl-C, or no more memory: chunks may be lost, and consumers must know
+            self.fail(StreamError(f"chanstream failed: {error!r}"))
+            if not isinstance(error, Exception):
+                raise
+
+    @abstractmethod
+    def _move(self) -> None:
+        """Move what can be moved now."""
+
+    @abstractmethod
+    def fail(self, error: ChanstreamError) -> None:
+        """End it with an error."""
 
 
 class Owner(Protocol):
     """Where the lines of a replay come from, while more may come."""
 
-    def wanted(self) -> None:
-        """There is room for more of them."""
+    def move(self) -> None:
+        """Bring more of them, as there is room again."""
 
     def left(self, replay: Replay) -> None:
-        """Somebody needs no more of them."""
+        """Forget one that needs no more of them."""
 
 
-class Replay:
+class Replay(Turns):
     """The chunks of one recording on their way to one consumer.
 
     Args:
@@ -77,6 +90,7 @@ class Replay:
     def __init__(
         self, lines: Sequence[Line], pipe: Pipe[CompletionChunk], context: Context, owner: Owner | None = None
     ) -> None:
+        super().__init__()
         self.waiting: Offer[CompletionChunk] = Offer()
         self._lines = lines
         self._next = 0
@@ -87,23 +101,27 @@ class Replay:
         self._at_end = False
         self._latency = 0.0
         self._error: ChanstreamError | None = None
-        self._turns = Turns(self._move)
         self._forget: Callable[[], None] | None = None
 
     def begin(self) -> None:
         """Let the context reach the replay, and move what can be moved."""
-        self._forget = self._context.on_done(self._cancel)
+        self._forget = self._context.on_done(self.fail)
         self.move()
-
-    def move(self) -> None:
-        """Move what can be moved now; never blocks."""
-        self._turns.take()
 
     def release(self) -> None:
         """Let the consumer see the end, once it has all chunks."""
         self._released = True
         if self._at_end:
             self._finish()
+
+    def fail(self, error: ChanstreamError) -> None:
+        """End the replay with an error, unless its end is in already."""
+        # The end is put in by who moves, after what is being moved. That may be another thread, which then closes too.
+        self._error = error
+        self.move()
+        if self._pipe.ended:
+            self._pipe.close()
+        self._let_go()
 
     def _move(self) -> None:
         pipe = self._pipe
@@ -129,22 +147,14 @@ class Replay:
                 self._latency += sum(chunk.chunk_latency for chunk in chunks)
             return
         self._pipe.end(chunks)
-        self._at_end = True  # first: `release` and `_cancel` look in the other order, so that one of the two closes
+        self._at_end = True  # first: `release` and `fail` look in the other order, so that one of the two closes
         if self._released or self._error is not None:
             self._finish()
 
     def _on_room(self) -> None:
         self.move()
         if self._owner is not None:
-            self._owner.wanted()
-
-    def _cancel(self, error: ChanstreamError) -> None:
-        # The end is put in by who moves, after what is being moved. That may be another thread, which then closes too.
-        self._error = error
-        self.move()
-        if self._pipe.ended:
-            self._pipe.close()
-        self._let_go()
+            self._owner.move()
 
     def _finish(self) -> None:
         self._pipe.close()

@@ -20,6 +20,7 @@ import attrs
 from .. import timers
 from ..channel import Pipe, pipe_of
 from ..context import Context
+from ..errors import ChanstreamError
 from ..models.chunk import CompletionChunk
 from ..stream import CompletionStream
 from ..transport.head import ResponseHead
@@ -52,7 +53,7 @@ class KeptTape:
         return pipe
 
 
-class LiveTape:
+class LiveTape(Turns):
     """An answer on its way, and all who follow it.
 
     Args:
@@ -69,11 +70,12 @@ class LiveTape:
     def __init__(
         self, stream: CompletionStream, keep: Callable[[list[Line]], None], on_over: Callable[[], None]
     ) -> None:
+        super().__init__()
         self.head = stream.response
         self._stream = stream
         self._source = pipe_of(stream)
         self._keep = keep
-        self._on_over = on_over
+        self._on_over: Callable[[], None] | None = on_over
         self._lines: list[Line] = []
         self._followers: list[Replay] = []
         self._lock = threading.RLock()  # guards that nobody follows a tape whose last follower has left
@@ -82,8 +84,7 @@ class LiveTape:
         self._drained = False
         self._stored = False
         self._storing = threading.Lock()  # taken, for ever, by who starts to store
-        self._turns = Turns(self._move)
-        self._forget = self._source.add_waiter(self._turns.take)
+        self._forget = self._source.add_waiter(self.move)
 
     def follow(self, maxsize: int, context: Context) -> Pipe[CompletionChunk] | None:
         """Return the pipe of one more consumer; None where the tape is over."""
@@ -96,12 +97,8 @@ class LiveTape:
                 self._followers.remove(replay)
                 return None
         replay.begin()
-        self.wanted()
+        self.move()
         return pipe
-
-    def wanted(self) -> None:
-        """Take what has come, as there is room for it."""
-        self._turns.take()
 
     def left(self, replay: Replay) -> None:
         """Forget a follower, and the whole answer if it was the last."""
@@ -111,9 +108,19 @@ class LiveTape:
             if self._over or self._followers or self._storing.locked():
                 return
             self._over = True
-        self._on_over()
+        self._say_over()
         if not self._source.ended:  # else what is left of the body is read, so that the connection can be used again
             self._stream.close()
+
+    def fail(self, error: ChanstreamError) -> None:
+        """End it for all who follow."""
+        for replay in list(self._followers):
+            replay.fail(error)
+
+    def _say_over(self) -> None:
+        on_over, self._on_over = self._on_over, None  # which knows this tape: a circle
+        if on_over is not None:
+            on_over()
 
     # -- from the server ----------------------------------------------------------------------------------------------
 
@@ -161,7 +168,7 @@ class LiveTape:
         with self._lock:
             was_over, self._over = self._over, True
         if not was_over:
-            self._on_over()
+            self._say_over()
         for replay in list(self._followers):
             replay.release()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import pickle
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty
@@ -28,15 +30,16 @@ from chanstream import (
     ModelCapabilities,
     NotFoundError,
     StreamCancelledError,
-    StreamError,
     Timeout,
     UserMessage,
     merge,
     select,
 )
+from chanstream.cache.entry import Entry, json_line
 from chanstream.testing import Reply, StreamServer
 from tests.cache.conftest import Cached, MemoryEngine
-from tests.conftest import PROMPT, REQUEST, SCALE, Link, within
+from tests.concurrency import spawn
+from tests.conftest import PROMPT, REQUEST, SCALE, Link, producers, within
 
 EMBED = EmbeddingRequest("an-embedder", ["hello"])
 VECTORS = {"id": "e", "object": "list", "model": "an-embedder", "data": [{"index": 0, "embedding": [0.1, 0.2, 0.3]}]}
@@ -306,11 +309,13 @@ class TestNotKept:
     )
     def test_errors(self, reply: Reply, nothing_left: None, plain: Link, cached: Cached, memory: MemoryEngine) -> None:
         """A stream that ends with an error ends so for its consumer, is not kept, and the next call asks again."""
-        client = cached(plain.serve(reply, ANSWER))
+        client = cached(plain.serve(reply, reply, ANSWER))
         *_, last = client.chat_completion_stream(REQUEST)
         assert last.error is not None
         assert not last.is_last_chunk
         assert memory.entries == {}
+        with pytest.raises(type(last.error)):
+            list(client.chat_completion_stream(REQUEST, errors="raise"))
         assert client.chat_completion_stream(REQUEST).collect().text == "Hello big world"
         assert len(memory.entries) == 1
 
@@ -356,7 +361,7 @@ class TestNotKept:
     def test_a_deadline(self, plain: Link, cached: Cached, memory: MemoryEngine) -> None:
         """The total clock ends a stream with its error, whose total is the sum of what came."""
         client = cached(plain.serve(Reply("one two three", stall_after=2)))
-        *others, last = client.chat_completion_stream(REQUEST, timeout=0.2 * SCALE)
+        *others, last = client.chat_completion_stream(REQUEST, timeout=0.4 * SCALE)
         assert isinstance(last.error, APITimeoutError)
         assert last.error.clock == "total"
         assert last.total_latency == sum(chunk.chunk_latency for chunk in [*others, last])
@@ -514,42 +519,65 @@ class TestReplay:
         assert set(texts.values()) == {"one two three"}
         assert set(started) <= {"chanstream-timers"}
 
-    @pytest.mark.parametrize("how", ["close", "cancel", "deadline", "break"])
-    def test_ending_a_slow_replay(self, how: str, nothing_left: None, plain: Link, cached: Cached) -> None:
-        """A replay that waits for its time obeys close, cancel, the deadline and the end of the loop."""
-        slow = Reply("one two three", first_delay=0.1)
-        client = self.kept(cached, plain.serve(attrs.evolve(slow, pace=0.2)), replay="recorded")
-        context = Context()
-        timeout = 0.2 if how == "deadline" else None
-        stream = client.chat_completion_stream(REQUEST, context=context, timeout=timeout)
-        first = next(stream)
-        assert first.text == "one"
+    @pytest.fixture
+    def endless(self, nothing_left: None, plain: Link, cached: Cached, memory: MemoryEngine) -> CachedClient:
+        """A client that has an answer whose second chunk came a minute after the first, and replays it so."""
+        server = plain.serve("one two three")
+        list(cached(server).chat_completion_stream(REQUEST))
+        ((key, data),) = memory.entries.items()
+        entry = Entry.unpacked(data, key, "stream")
+        first, *others = [json.loads(line) for line in entry.lines]
+        lines = [{**first, "chunk_latency": 0.0}, *({**line, "chunk_latency": 60.0} for line in others)]
+        memory.entries[key] = attrs.evolve(entry, lines=[json_line(line) for line in lines]).packed(key, "stream")
+        return cached(server, replay="recorded")
+
+    @pytest.mark.parametrize("how", ["close", "break", "with", "drop"])
+    def test_leaving_a_slow_replay(self, how: str, endless: CachedClient) -> None:
+        """A replay that waits for its time is over at once when its consumer leaves, in whichever way."""
+        stream = endless.chat_completion_stream(REQUEST)
+        assert next(stream).text == "one"
+        pipe = stream._pipe
         if how == "close":
             stream.close()
             assert list(stream) == []
+            assert stream.state == "cancelled"
         elif how == "break":
+            stream = endless.chat_completion_stream(REQUEST)
+            pipe = stream._pipe
             for _ in stream:
                 break
-        else:
-            if how == "cancel":
-                context.cancel()
-            (*others, last) = stream
-            assert isinstance(last.error, StreamCancelledError if how == "cancel" else APITimeoutError)
-            assert last.total_latency == sum(chunk.chunk_latency for chunk in [first, *others])
-        assert stream.state == ("failed" if how == "deadline" else "cancelled")
+        elif how == "with":
+            with stream:
+                pass
+        del stream
+        assert pipe.closed
+        assert within(5 * SCALE, lambda: producers() == 0)
 
-    def test_errors_raise(self, plain: Link, cached: Cached) -> None:
-        """``errors="raise"`` raises what ends a replay, and what ends a live one."""
-        client = self.kept(
-            cached, plain.serve(Reply("one two", pace=0.3), Reply("one", cut_at=9, end="cut")), replay="recorded"
-        )
+    def test_cancelling_a_slow_replay(self, endless: CachedClient) -> None:
+        """A replay that waits for its time ends with the error of its context, for one who waits too."""
         context = Context()
-        stream = client.chat_completion_stream(REQUEST, context=context, errors="raise")
+        stream = endless.chat_completion_stream(REQUEST, context=context)
+        rest = spawn(list, stream)
+        assert within(5 * SCALE, lambda: stream.statistics().waiting_getters == 1)
+        context.cancel()
+        first, last = rest.result(30)
+        assert (first.text, type(last.error), last.total_latency) == ("one", StreamCancelledError, 0.0)
+        assert stream.state == "cancelled"
+
+    def test_a_deadline_of_a_slow_replay(self, endless: CachedClient) -> None:
+        """A replay that waits for its time obeys the total clock."""
+        first, last = endless.chat_completion_stream(REQUEST, timeout=0.1)
+        assert first.text == "one"
+        assert isinstance(last.error, APITimeoutError)
+        assert last.error.clock == "total"
+
+    def test_errors_raise(self, endless: CachedClient) -> None:
+        """``errors="raise"`` raises what ends a replay."""
+        context = Context()
+        stream = endless.chat_completion_stream(REQUEST, context=context, errors="raise")
         context.cancel()
         with pytest.raises(StreamCancelledError):
             list(stream)
-        with pytest.raises(StreamError):
-            list(client.chat_completion_stream(asking("else"), errors="raise"))
 
     def test_a_cancelled_context(self, plain: Link, cached: Cached, memory: MemoryEngine) -> None:
         """A context that is cancelled already raises at once, also for what is kept."""
@@ -571,6 +599,21 @@ class TestReplay:
             list(client.chat_completion_stream(REQUEST, context=context, timeout=30))
             client.chat_completion(REQUEST, context=context, timeout=30)
         assert context._callbacks == {}
+
+
+class TestNothingIsLeft:
+    def test_no_garbage(self, no_collector: None, plain: Link, cached: Cached) -> None:
+        """What moved the chunks is gone with the stream, without help of the garbage collector."""
+        client = cached(plain.serve("Hello world"))
+        refs = []
+        for _ in range(2):
+            stream = client.chat_completion_stream(REQUEST)
+            refs.append(weakref.ref(stream._pipe))
+            refs += [weakref.ref(flight._answer) for flight in client._streams._flights.values()]
+            assert text_of(list(stream)) == "Hello world"
+            del stream
+        assert len(refs) == 3
+        assert within(SCALE, lambda: not any(ref() for ref in refs))
 
 
 class TestWrongArguments:
