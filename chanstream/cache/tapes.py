@@ -28,6 +28,8 @@ from .entry import line_of
 from .replay import Line, PacedReplay, Replay, Turns
 
 _BATCH = 64
+"""Chunks that are taken at a time."""
+
 _STORE_SECONDS = 0.25
 """How long the end of a loop waits for the answer to be stored; the last chunk does not wait at all."""
 
@@ -142,7 +144,7 @@ class LiveTape(Turns):
 
     def _on_taken(self) -> None:
         """Store the answer, now that somebody has taken the last chunk of it."""
-        if not self._complete or not self._storing.acquire(blocking=False):
+        if not self._storing.acquire(blocking=False):
             return
         patience = timers.call_at(time.monotonic() + _STORE_SECONDS, self._release)
         thread = threading.Thread(target=self._store, args=(patience,), name="chanstream-cache")
@@ -183,7 +185,7 @@ class _ToldPipe(Pipe[CompletionChunk]):
 
     def get(self, timeout: float | None = None) -> CompletionChunk:
         chunk = super().get(timeout)
-        if chunk is self.final:
+        if chunk.is_last_chunk:
             self._tell()
         return chunk
 
@@ -198,7 +200,7 @@ class _ToldPipe(Pipe[CompletionChunk]):
         return self._is_taken and super().wait_closed(timeout)
 
     def _looked_at(self, chunks: list[CompletionChunk]) -> list[CompletionChunk]:
-        if chunks and chunks[-1] is self.final:
+        if chunks and chunks[-1].is_last_chunk:
             self._tell()
         return chunks
 

@@ -340,6 +340,21 @@ class TestNotKept:
         assert len(server.requests) == 2
         assert len(memory.entries) == 1
 
+    def test_cancelled_before_the_last_chunk_was_taken(self, plain: Link, cached: Cached, memory: MemoryEngine) -> None:
+        """A stream that was cancelled keeps nothing, even if all had come and its error was taken."""
+        server = plain.serve(" ".join(map(str, range(300))), ANSWER)
+        client = cached(server)
+        context = Context()
+        slow = client.chat_completion_stream(REQUEST, context=context, buffer=1)
+        fast = client.chat_completion_stream(REQUEST)
+        assert within(5 * SCALE, lambda: fast.state == "complete")
+        context.cancel()
+        *_, last = slow
+        assert isinstance(last.error, StreamCancelledError)
+        fast.close()
+        assert client.chat_completion_stream(REQUEST).collect().text == "Hello big world"
+        assert (len(server.requests), len(memory.entries)) == (2, 1)
+
     def test_leaving_frees_the_socket(self, nothing_left: None, plain: Link, cached: Cached) -> None:
         """A stream that is left early, dropped or cancelled ends the request at the server."""
         stall = Reply("one two three", stall_after=2)
