@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import pickle
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -30,11 +31,13 @@ from chanstream import (
     ModelCapabilities,
     NotFoundError,
     StreamCancelledError,
+    StreamError,
     Timeout,
     UserMessage,
     merge,
     select,
 )
+from chanstream.cache import tapes
 from chanstream.cache.entry import Entry, json_line
 from chanstream.testing import Reply, StreamServer
 from tests.cache.conftest import Cached, MemoryEngine
@@ -489,6 +492,50 @@ class TestEngineFails:
         assert f"entry {key} cannot be used" in caplog.text
         list(client.chat_completion_stream(REQUEST))
         assert len(server.requests) == 2
+
+
+class TestLibraryFails:
+    def test_an_entry_of_something_else(self, plain: Link, cached: Cached, memory: MemoryEngine) -> None:
+        """An entry that is whole but holds no chunks ends its stream with an error; nobody waits for ever."""
+        client = cached(plain.serve(ANSWER))
+        list(client.chat_completion_stream(REQUEST))
+        ((key, data),) = memory.entries.items()
+        entry = Entry.unpacked(data, key, "stream")
+        memory.entries[key] = attrs.evolve(entry, lines=[*entry.lines[:2], b"[]"]).packed(key, "stream")
+        *_, last = client.chat_completion_stream(REQUEST)
+        assert isinstance(last.error, StreamError)
+
+    def test_in_the_middle_of_an_answer(
+        self, nothing_left: None, plain: Link, cached: Cached, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where there is no memory for a chunk, say, all who follow the answer are told, and the request ends."""
+
+        def fail(chunk: CompletionChunk) -> bytes:
+            raise MemoryError
+
+        server = plain.serve(Reply("one two", stall_after=1, first_delay=0.1))
+        client = cached(server)
+        streams = [client.chat_completion_stream(REQUEST) for _ in range(2)]
+        monkeypatch.setattr(tapes, "line_of", fail)
+        for stream in streams:
+            *_, last = stream
+            assert isinstance(last.error, StreamError)
+        assert server.wait_for(lambda server: server.open_connections == 0)
+
+    def test_no_more_threads(
+        self, plain: Link, cached: Cached, memory: MemoryEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where no thread can be started any more, an answer is stored all the same."""
+        start = threading.Thread.start
+
+        def refuse(thread: threading.Thread) -> None:
+            if thread.name == "chanstream-cache":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        list(cached(plain.serve(ANSWER)).chat_completion_stream(REQUEST))
+        assert len(memory.entries) == 1
 
 
 class TestReplay:

@@ -75,6 +75,12 @@ def test_a_directory_without_permission(tmp_path: Path) -> None:
         FileCache(tmp_path)
 
 
+def test_a_key_is_a_text(tmp_path: Path) -> None:
+    """A key that is no text is refused."""
+    with pytest.raises(TypeError, match=r"^key: expected str"):
+        FileCache(tmp_path).get(b"ab")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("directory", [None, 3, ["x"]])
 def test_no_path(directory: Any) -> None:
     """What is no path is refused by name."""
@@ -90,6 +96,8 @@ def test_what_cannot_be_read_or_written(tmp_path: Path) -> None:
         engine.get(KEY)
     with pytest.raises(CacheError, match=r"^cannot write "):
         engine.set(KEY, b"x")
+    with pytest.raises(TypeError):
+        engine.set("cd", "a text")  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == [f"{KEY}.json"]
 
 

@@ -16,6 +16,7 @@ from chanstream import (
     Context,
     EmbeddingRequest,
     InternalServerError,
+    Retry,
     StreamAPIError,
     StreamCancelledError,
     Timeout,
@@ -248,6 +249,19 @@ class TestOneLeaves:
                 context.cancel()
             with pytest.raises(StreamCancelledError if how == "cancel" else APITimeoutError):
                 second.result(30)
+        answer = first.result(30)
+        assert (answer.collect() if "stream" in kind else answer).text == "Hello"
+
+    @pytest.mark.parametrize("kind", ["chat_completion_stream", "chat_completion"])
+    def test_one_that_waits_for_retries(self, kind: str, plain: Link, cached: Cached) -> None:
+        """While the first caller tries again and again, who waits for it does so as long as its own clock says."""
+        server = plain.serve(Reply.error(503, headers={"Retry-After": "1"}), "Hello")
+        client = cached(server, retry=Retry(max_retries=1), timeout=Timeout(first_chunk=0.8))
+        first = spawn(lambda: getattr(client, kind)(REQUEST))
+        assert server.wait_for(lambda server: len(server.requests) == 1)
+        with pytest.raises(APITimeoutError) as caught:
+            getattr(client, kind)(REQUEST)
+        assert caught.value.clock == "first_chunk"
         answer = first.result(30)
         assert (answer.collect() if "stream" in kind else answer).text == "Hello"
 
