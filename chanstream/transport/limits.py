@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from typing import Any, Protocol, runtime_checkable
 
 from ..context import Context
+
+_log = logging.getLogger("chanstream")
 
 
 @runtime_checkable
@@ -17,7 +21,8 @@ class RateLimiter(Protocol):
     def ask(self) -> float:
         """Return 0 if a request may be sent now, which then counts; else the seconds after which to ask again.
 
-        It must not wait itself: the wait is the library's, so that cancel and deadlines end it.
+        It must not wait itself: the wait is the library's, so that cancel and deadlines end it. What it raises is
+        raised to the caller, and nothing is sent.
         """
 
 
@@ -26,9 +31,11 @@ def wait_for_turn(limiter: RateLimiter, context: Context) -> None:
 
     Raises:
         ChanstreamError: The context was done before.
+        TypeError: The limiter's answer is no number of seconds.
     """
     while (pause := asked(limiter)) > 0:
-        context.wait(pause)
+        _log.debug("the rate limiter says to ask again in %.3f s", pause)
+        context.wait(min(pause, threading.TIMEOUT_MAX))  # infinity is an answer too: not before it is cancelled
         context.raise_if_done()
 
 
