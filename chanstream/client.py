@@ -42,7 +42,7 @@ from .models.embeddings import EmbeddingRequest, EmbeddingResponse
 from .stream import CompletionStream, Errors
 from .transport.limits import RateLimiter
 from .transport.retry import Retry
-from .transport.session import Call, Transport
+from .transport.session import Answer, Call, Transport
 from .wire.machine import MAX_EVENT_BYTES, StreamMachine
 
 if TYPE_CHECKING:
@@ -64,6 +64,25 @@ class _Options:
     extras: Extras | None = None
     buffer: int | None = None
     errors: Errors | None = None
+
+
+@attrs.frozen
+class _Opening:
+    """A stream that waits for its head."""
+
+    started: float
+    start: Callable[[Call, Answer, StreamMachine, Pipe[CompletionChunk]], None]
+    buffer: int
+    errors: Errors
+    machine: Mapping[str, Any]
+    call: Call
+
+    def stream(self, answer: Answer) -> CompletionStream:
+        """Return the stream, now that the head is in."""
+        machine = StreamMachine(self.started, content_type=answer.head.content_type, **self.machine)
+        pipe: Pipe[CompletionChunk] = Pipe(self.buffer)
+        self.start(self.call, answer, machine, pipe)
+        return CompletionStream(pipe, self.call.context, answer.head, self.errors)
 
 
 class Client:
@@ -184,6 +203,35 @@ class Client:
         _typed("request", request, ChatCompletionRequest)
         extras = Extras(extra_body, extra_headers, extra_query)
         return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
+
+    async def chat_completion_stream_async(
+        self,
+        request: ChatCompletionRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        buffer: int | None = None,
+        errors: Errors | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+    ) -> CompletionStream:
+        """Return as `chat_completion_stream`, from an event loop of asyncio, which goes on meanwhile.
+
+        ::
+
+            async for evt in await client.chat_completion_stream_async(request):
+                ...
+
+        Cancelling the task cancels the request, and a stream that is left early is closed. However many streams there
+        are, no thread waits for a head or for chunks: usually one connects and sends, and one reads.
+        """
+        _typed("request", request, ChatCompletionRequest)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        opening = self._opening(request, _Options(timeout, context, extras, buffer, errors))
+        with self._opened(request, opening.call):
+            answer = await self._transport.open_async(opening.call)
+        return opening.stream(answer)
 
     def chat_completion(
         self,
@@ -403,29 +451,38 @@ class Client:
         self._transport.close()
 
     def _streamed(self, request: Completion, options: _Options) -> CompletionStream:
+        opening = self._opening(request, options)
+        with self._opened(request, opening.call):
+            answer = self._transport.open(opening.call)
+        return opening.stream(answer)
+
+    def _opening(self, request: Completion, options: _Options) -> _Opening:
+        """Return all that a stream needs before its answer; what can be wrong with it is told here."""
         started = time.monotonic()
-        capacity = self._buffer if options.buffer is None else _at_least_1("buffer", options.buffer)
-        mode = self._errors if options.errors is None else _one_of("errors", options.errors, get_args(Errors))
         path, body = self._dialect.path_of(request), self._dialect.body(request, stream=True)
-        call = self._call(path, body, options, accept="text/event-stream")
+        return _Opening(
+            started,
+            threaded.start if self._engine == "threaded" else poller.start,
+            self._buffer if options.buffer is None else _at_least_1("buffer", options.buffer),
+            self._errors if options.errors is None else _one_of("errors", options.errors, get_args(Errors)),
+            {
+                "n": getattr(request, "n", None) or 1,
+                "max_event_bytes": self._max_event_bytes,
+                "require_finish_reason": self._require_finish_reason,
+                "secret": self._transport.secret,
+            },
+            self._call(path, body, options, accept="text/event-stream"),
+        )
+
+    @contextmanager
+    def _opened(self, request: Completion, call: Call) -> Iterator[None]:
+        """Let the call's context go if no answer comes."""
         try:
             with self._explained(request):
-                answer = self._transport.open(call)
+                yield
         except BaseException:
             call.context.release()
             raise
-        machine = StreamMachine(
-            started,
-            content_type=answer.head.content_type,
-            n=getattr(request, "n", None) or 1,
-            max_event_bytes=self._max_event_bytes,
-            require_finish_reason=self._require_finish_reason,
-            secret=self._transport.secret,
-        )
-        pipe: Pipe[CompletionChunk] = Pipe(capacity)
-        start = threaded.start if self._engine == "threaded" else poller.start
-        start(call, answer, machine, pipe)
-        return CompletionStream(pipe, call.context, answer.head, mode)
 
     def _completed(self, request: Completion, options: _Options) -> ChatCompletionResponse:
         path, body = self._dialect.path_of(request), self._dialect.body(request, stream=False)

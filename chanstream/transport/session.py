@@ -6,6 +6,7 @@ between two.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, TypeVar
 
@@ -25,9 +27,10 @@ from urllib3.exceptions import HTTPError
 from .. import timers
 from ..context import Context, Timeout
 from ..errors import APIConnectionError, APIStatusError, APITimeoutError, ChanstreamError, StreamError, redact
-from .connection import CuttableAdapter, Exchange
+from . import asynchronous
+from .connection import CuttableAdapter, Exchange, ParkedError
 from .head import ResponseHead
-from .limits import RateLimiter, wait_for_turn
+from .limits import RateLimiter, asked, wait_for_turn
 from .retry import Retry, retry_after
 from .source import Source
 
@@ -137,6 +140,20 @@ class Transport:
         """Send a request and return its whole answer; as `open` otherwise. ``first_chunk`` covers the body too."""
         return self._tried(call, lambda answer: (answer.head, _whole(answer.source)))
 
+    async def open_async(self, call: Call) -> Answer:
+        """Return as `open`, from an event loop, which goes on meanwhile; no thread waits for the head."""
+        retries = 0
+        while True:
+            call.context.raise_if_done()
+            if call.limiter is not None:
+                await _turn(call.limiter, call.context)
+            try:
+                return await self._attempt_async(call)
+            except (APIStatusError, APIConnectionError) as error:
+                seconds = self._pause_after(error, call, retries)
+            retries += 1
+            await asynchronous.pause(call.context, seconds)
+
     def _tried(self, call: Call, finish: Callable[[Answer], R]) -> R:
         retries = 0
         while True:
@@ -172,6 +189,34 @@ class Transport:
         with _cuttable(call.context, call.timeout.first_chunk) as exchange:
             response = self._exchanged(exchange, call)
             return finish(self._accepted(call, response, exchange, asked_at))
+
+    async def _attempt_async(self, call: Call) -> Answer:
+        asked_at = time.monotonic()
+
+        def step() -> Answer | None:
+            try:
+                response = self._exchanged(exchange, call)
+            except ParkedError:
+                return None
+            return self._accepted(call, response, exchange, asked_at)
+
+        def let_go(answer: Answer | None) -> None:
+            if answer is not None:
+                answer.source.close()
+            exchange.abandon()
+
+        with _cuttable(call.context, call.timeout.first_chunk) as exchange:
+            exchange.parks = True
+            try:
+                answer = await asynchronous.in_a_thread(step, let_go)
+                if answer is None:
+                    await asynchronous.head(exchange)
+                    answer = await asynchronous.in_a_thread(step, let_go)
+            except asyncio.CancelledError:
+                exchange.cut()
+                raise
+            assert answer is not None  # parked once, it is not parked again
+            return answer
 
     def _accepted(self, call: Call, response: requests.Response, exchange: Exchange, asked_at: float) -> Answer:
         """Return an answer whose head is in; raises what it says if it is a refusal."""
@@ -239,6 +284,12 @@ class Transport:
             if self._own is None:
                 self._own = new_session()
             return self._own
+
+
+async def _turn(limiter: RateLimiter, context: Context) -> None:
+    """Wait as `wait_for_turn`, in an event loop; the limiter, which may be on another machine, is asked in a thread."""
+    while (seconds := await asynchronous.in_a_thread(partial(asked, limiter), lambda _: None)) > 0:
+        await asynchronous.pause(context, seconds)
 
 
 _ENVIRONMENT = (
