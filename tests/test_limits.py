@@ -445,7 +445,7 @@ class TestTheWaitEnds:
 
     @EACH_CALL
     def test_ctrl_c(self, plain: Link, call: Callable[..., Any], ok: Reply) -> None:
-        """Ctrl-C ends the wait in the main thread at once, and the client can be used again."""
+        """Ctrl-C ends the wait in the main thread soon, and the client can be used again."""
         limiter = Says(FAR, 0)
         client = plain.client(plain.serve(ok), rate_limiter=limiter)
         pressed: list[float] = []
@@ -460,7 +460,7 @@ class TestTheWaitEnds:
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it may come before the call has begun to wait
             presser.start()
             call(client)
-        assert time.monotonic() - pressed[0] < PROMPT
+        assert time.monotonic() - pressed[0] < 0.1 + PROMPT
         presser.join()
         assert call(client)
 
@@ -681,7 +681,10 @@ class TestRedis:
         limit = BucketLimit(pyrate.RedisBucket.init(rates, redis_client, "key"))
         granted = granted_by(limit, 5)
         assert most_in(0.05, granted) <= 3
-        assert limit.ask() > 1
+        if 0 < (pause := limit.ask()) <= 0.051:  # the shorter rate's
+            time.sleep(pause)
+            pause = limit.ask()
+        assert pause > 1
 
     def test_another_algorithm(self, redis_client: redis.Redis) -> None:
         """Windows that begin on the hour, as some servers have them, work too."""

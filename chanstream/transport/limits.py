@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Any, Protocol, runtime_checkable
 
 from ..context import Context
 
 _log = logging.getLogger("chanstream")
+
+_LOOK = 0.1
+"""Seconds after which a thread that waits wakes up. A limit may be one per hour, and a Ctrl-C that comes right before a
+wait does not end it."""
 
 
 @runtime_checkable
@@ -35,12 +40,14 @@ def wait_for_turn(limiter: RateLimiter, context: Context) -> None:
     """
     while (pause := asked(limiter)) > 0:
         _log.debug("the rate limiter says to ask again in %.3f s", pause)
-        context.wait(min(pause, threading.TIMEOUT_MAX))  # infinity is an answer too: not before it is cancelled
+        end = time.monotonic() + pause
+        while not context.wait(max(0.0, min(_LOOK, end - time.monotonic()))) and time.monotonic() < end:
+            pass
         context.raise_if_done()
 
 
 def asked(limiter: RateLimiter) -> float:
-    """Return what a limiter answers, which is somebody else's code.
+    """Return what a limiter answers, which is somebody else's code. Infinity counts: as long as one can wait.
 
     Raises:
         TypeError: It is no number of seconds.
@@ -48,4 +55,4 @@ def asked(limiter: RateLimiter) -> float:
     pause: Any = limiter.ask()
     if isinstance(pause, bool) or not isinstance(pause, (int, float)) or not pause >= 0:
         raise TypeError(f"rate_limiter: expected ask() to return seconds, 0 or more, got {pause!r}")
-    return pause
+    return min(pause, threading.TIMEOUT_MAX)
