@@ -6,6 +6,7 @@ Names are loaded when they are first used, so that ``import chanstream`` costs n
 from __future__ import annotations
 
 from importlib import import_module
+from os import environ as _environ
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -68,6 +69,15 @@ if TYPE_CHECKING:
     from .models.embeddings import Embedding as Embedding
     from .models.embeddings import EmbeddingRequest as EmbeddingRequest
     from .models.embeddings import EmbeddingResponse as EmbeddingResponse
+    from .models.events import CompletionEvent as CompletionEvent
+    from .models.events import Failed as Failed
+    from .models.events import Finished as Finished
+    from .models.events import ReasoningDelta as ReasoningDelta
+    from .models.events import ReasoningDone as ReasoningDone
+    from .models.events import TextDelta as TextDelta
+    from .models.events import TextDone as TextDone
+    from .models.events import ToolCallDelta as ToolCallDelta
+    from .models.events import ToolCallDone as ToolCallDone
     from .models.messages import AssistantMessage as AssistantMessage
     from .models.messages import Role as Role
     from .models.messages import SystemMessage as SystemMessage
@@ -78,6 +88,7 @@ if TYPE_CHECKING:
     from .models.tools import Tool as Tool
     from .models.tools import ToolCall as ToolCall
     from .models.tools import ToolChoice as ToolChoice
+    from .stream import CompletionEvents as CompletionEvents
     from .stream import CompletionStream as CompletionStream
     from .transport.head import RateLimits as RateLimits
     from .transport.head import ResponseHead as ResponseHead
@@ -100,9 +111,11 @@ _HOMES = {
     "models.content": "AudioChunk DocumentURLChunk FileChunk ImageURLChunk ReferenceChunk TextChunk ThinkChunk"
     " UnknownChunk",
     "models.embeddings": "Embedding EmbeddingRequest EmbeddingResponse",
+    "models.events": "CompletionEvent Failed Finished ReasoningDelta ReasoningDone TextDelta TextDone ToolCallDelta"
+    " ToolCallDone",
     "models.messages": "AssistantMessage Role SystemMessage ToolMessage UserMessage",
     "models.tools": "Function FunctionCall Tool ToolCall ToolChoice",
-    "stream": "CompletionStream",
+    "stream": "CompletionEvents CompletionStream",
     "transport.head": "RateLimits ResponseHead",
     "transport.limits": "RateLimiter",
     "transport.retry": "Retry",
@@ -121,6 +134,12 @@ if not TYPE_CHECKING:  # a type checker shall know the names above, and complain
         value = getattr(import_module(f".{home}", __name__), name)
         globals()[name] = value
         return value
+
+
+if _environ.get("CHANSTREAM_LOG"):
+    from .logs import log_to_stderr as _log_to_stderr
+
+    _log_to_stderr(_environ["CHANSTREAM_LOG"])
 
 
 def __dir__() -> list[str]:

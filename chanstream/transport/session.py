@@ -6,7 +6,6 @@ between two.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -15,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, TypeVar
 
@@ -27,11 +25,10 @@ from urllib3.exceptions import HTTPError
 from .. import timers
 from ..context import Context, Timeout
 from ..errors import APIConnectionError, APIStatusError, APITimeoutError, ChanstreamError, StreamError, redact
-from . import asynchronous
-from .connection import CuttableAdapter, Exchange, ParkedError
+from .connection import CuttableAdapter, Exchange
 from .head import ResponseHead
-from .limits import RateLimiter, asked, wait_for_turn
-from .retry import Retry, retry_after
+from .limits import RateLimiter, wait_for_turn
+from .retry import Retry, retry_after, root_cause
 from .source import Source
 
 _ERROR_BODY_BYTES = 64 * 1024
@@ -140,20 +137,6 @@ class Transport:
         """Send a request and return its whole answer; as `open` otherwise. ``first_chunk`` covers the body too."""
         return self._tried(call, lambda answer: (answer.head, _whole(answer.source)))
 
-    async def open_async(self, call: Call) -> Answer:
-        """Return as `open`, from an event loop, which goes on meanwhile; no thread waits for the head."""
-        retries = 0
-        while True:
-            call.context.raise_if_done()
-            if call.limiter is not None:
-                await _turn(call.limiter, call.context)
-            try:
-                return await self._attempt_async(call)
-            except (APIStatusError, APIConnectionError) as error:
-                seconds = self._pause_after(error, call, retries)
-            retries += 1
-            await asynchronous.pause(call.context, seconds)
-
     def _tried(self, call: Call, finish: Callable[[Answer], R]) -> R:
         retries = 0
         while True:
@@ -163,17 +146,17 @@ class Transport:
             try:
                 return self._attempt(call, finish)
             except (APIStatusError, APIConnectionError) as error:
-                pause = self._pause_after(error, call, retries)
+                pause = self.pause_after(error, call, retries)
             retries += 1
             call.context.wait(pause)
 
-    def _pause_after(self, error: ChanstreamError, call: Call, retries: int) -> float:
+    def pause_after(self, error: ChanstreamError, call: Call, retries: int) -> float:
         """Return the seconds to wait before the next attempt; raises the error if there shall be none."""
         redact(error, self.secret)
         if call.context.done() or not call.retry.allows(error, retries):
             raise error
         pause = call.retry.delay(error, retries)
-        _log.info("retry %d of %d in %.2f s after: %s", retries + 1, call.retry.max_retries, pause, error)
+        _log.info("retry %d of %d in %.2f s after: %s", retries + 1, call.retry.max_retries, pause, str(error))
         return pause
 
     def close(self) -> None:
@@ -186,39 +169,11 @@ class Transport:
 
     def _attempt(self, call: Call, finish: Callable[[Answer], R]) -> R:
         asked_at = time.monotonic()
-        with _cuttable(call.context, call.timeout.first_chunk) as exchange:
-            response = self._exchanged(exchange, call)
-            return finish(self._accepted(call, response, exchange, asked_at))
+        with cuttable(call.context, call.timeout.first_chunk) as exchange:
+            response = self.exchanged(exchange, call)
+            return finish(self.accepted(call, response, exchange, asked_at))
 
-    async def _attempt_async(self, call: Call) -> Answer:
-        asked_at = time.monotonic()
-
-        def step() -> Answer | None:
-            try:
-                response = self._exchanged(exchange, call)
-            except ParkedError:
-                return None
-            return self._accepted(call, response, exchange, asked_at)
-
-        def let_go(answer: Answer | None) -> None:
-            if answer is not None:
-                answer.source.close()
-            exchange.abandon()
-
-        with _cuttable(call.context, call.timeout.first_chunk) as exchange:
-            exchange.parks = True
-            try:
-                answer = await asynchronous.in_a_thread(step, let_go)
-                if answer is None:
-                    await asynchronous.head(exchange)
-                    answer = await asynchronous.in_a_thread(step, let_go)
-            except asyncio.CancelledError:
-                exchange.cut()
-                raise
-            assert answer is not None  # parked once, it is not parked again
-            return answer
-
-    def _accepted(self, call: Call, response: requests.Response, exchange: Exchange, asked_at: float) -> Answer:
+    def accepted(self, call: Call, response: requests.Response, exchange: Exchange, asked_at: float) -> Answer:
         """Return an answer whose head is in; raises what it says if it is a refusal."""
         answer = Answer(ResponseHead(response.status_code, response.headers), Source(response, exchange), asked_at)
         _log.debug("%s %s: %d", call.method, call.path, response.status_code)
@@ -229,12 +184,14 @@ class Transport:
         finally:
             answer.source.close()
 
-    def _exchanged(self, exchange: Exchange, call: Call) -> requests.Response:
+    def exchanged(self, exchange: Exchange, call: Call) -> requests.Response:
+        """Return the response to a call, once its head is in."""
         timeout = call.timeout
         headers = {**self._headers, "Accept": call.accept, "Accept-Encoding": "identity"}
         if call.body is not None:
             headers["Content-Type"] = "application/json"
         headers.update(call.headers)
+        _log.debug("%s %s%s", call.method, self._base_url, call.path)
         try:
             with exchange.sending():
                 return self._session().request(
@@ -284,12 +241,6 @@ class Transport:
             if self._own is None:
                 self._own = new_session()
             return self._own
-
-
-async def _turn(limiter: RateLimiter, context: Context) -> None:
-    """Wait as `wait_for_turn`, in an event loop; the limiter, which may be on another machine, is asked in a thread."""
-    while (seconds := await asynchronous.in_a_thread(partial(asked, limiter), lambda _: None)) > 0:
-        await asynchronous.pause(context, seconds)
 
 
 _ENVIRONMENT = (
@@ -352,7 +303,10 @@ class _Session(requests.Session):
 
 
 def new_session() -> requests.Session:
-    """Return a session with connections that can be cut, a pool sized for fan-out, and no cookies."""
+    """Return a session with connections that can be cut, a pool sized for fan-out, and no cookies.
+
+    To be set up before its first request: certificates, proxies, headers.
+    """
     session = _Session()
     adapter = CuttableAdapter()
     session.mount("https://", adapter)
@@ -363,7 +317,7 @@ def new_session() -> requests.Session:
 
 
 @contextmanager
-def _cuttable(context: Context, first_chunk: float | None) -> Iterator[Exchange]:
+def cuttable(context: Context, first_chunk: float | None) -> Iterator[Exchange]:
     """Give an exchange that is cut when the context is done or the clock for the head runs out.
 
     An error of the block then becomes the context's, or the clock's: what it says itself is only that the line is dead.
@@ -422,7 +376,6 @@ def _read_some(source: Source) -> bytes:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the words of the innermost cause: requests and urllib3 wrap each other several times."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
+    """Return the words of the innermost cause."""
+    error = root_cause(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
