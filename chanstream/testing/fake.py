@@ -90,7 +90,7 @@ class FakeClient(Client):
         super().close()
         self._end()
 
-    def with_options(self, **changes: Any) -> Client:  # type: ignore[override]  # whatever a `Client` takes there
+    def with_options(self, **changes: Any) -> Client:
         """Returns a client of the same server with other settings, as `Client.with_options`."""
         self._serve()
         other = super().with_options(**changes)

@@ -147,14 +147,16 @@ class Transport:
                 return self._attempt(call, finish)
             except (APIStatusError, APIConnectionError) as error:
                 pause = self.pause_after(error, call, retries)
+                if pause is None:
+                    raise
             retries += 1
             call.context.wait(pause)
 
-    def pause_after(self, error: ChanstreamError, call: Call, retries: int) -> float:
-        """Return the seconds to wait before the next attempt; raises the error if there shall be none."""
+    def pause_after(self, error: ChanstreamError, call: Call, retries: int) -> float | None:
+        """Return the seconds to wait before the next attempt; None if there shall be none."""
         redact(error, self.secret)
         if call.context.done() or not call.retry.allows(error, retries):
-            raise error
+            return None
         pause = call.retry.delay(error, retries)
         _log.info("retry %d of %d in %.2f s after: %s", retries + 1, call.retry.max_retries, pause, str(error))
         return pause
