@@ -169,7 +169,7 @@ class Client:
         self._require_finish_reason = _typed("require_finish_reason", require_finish_reason, bool)
         self._think_tags = _typed("think_tags", think_tags, bool)
         self._max_event_bytes = _at_least_1("max_event_bytes", max_event_bytes)
-        self._limiter = None if rate_limiter is None else _typed("rate_limiter", rate_limiter, RateLimiter)
+        self._limiter = _limiter(rate_limiter)
         self._extras = Extras(extra_body, extra_headers, extra_query)
         self._settings: dict[str, Any] = {
             "api_key": api_key,
@@ -664,6 +664,12 @@ def _in_a_path(name: str, value: str) -> str:
     if any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"{name}: expected an id, got {value!r}")
     return "/".join(quote(part, safe=":@") for part in parts)
+
+
+def _limiter(value: RateLimiter | None) -> RateLimiter | None:
+    if isinstance(value, type):
+        raise TypeError(f"rate_limiter: expected a RateLimiter, got the class {value.__qualname__}: make one of it")
+    return None if value is None else _typed("rate_limiter", value, RateLimiter)
 
 
 def _dialect(value: str | Dialect) -> Dialect:

@@ -205,6 +205,7 @@ class TestWithOptions:
             ({"buffer": 0}, ValueError, "buffer"),
             ({"errors": "ignore"}, ValueError, "errors"),
             ({"rate_limiter": object()}, TypeError, "rate_limiter: expected RateLimiter"),
+            ({"rate_limiter": Slow}, TypeError, "rate_limiter: expected a RateLimiter, got the class Slow"),
             ({"base_url": "http://elsewhere"}, TypeError, "base_url"),
         ],
     )

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import Any, Protocol, runtime_checkable
 
 from ..context import Context
 
 _log = logging.getLogger("chanstream")
-
-_LOOK = 0.1
-"""Seconds after which a thread that waits wakes up. A limit may be one per hour, and a Ctrl-C that comes right before a
-wait does not end it."""
 
 
 @runtime_checkable
@@ -40,9 +35,7 @@ def wait_for_turn(limiter: RateLimiter, context: Context) -> None:
     """
     while (pause := asked(limiter)) > 0:
         _log.debug("the rate limiter says to ask again in %.3f s", pause)
-        end = time.monotonic() + pause
-        while not context.wait(max(0.0, min(_LOOK, end - time.monotonic()))) and time.monotonic() < end:
-            pass
+        context.wait(pause)
         context.raise_if_done()
 
 
