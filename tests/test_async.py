@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -269,6 +270,25 @@ class TestErrors:
             assert caught.value.option == "user"
 
         run(main())
+
+    @pytest.mark.usefixtures("no_collector")
+    def test_are_freed_at_once(self, plain: Link) -> None:
+        """An error that is dropped is gone, and what hangs on its traceback, without the garbage collector."""
+        client = plain.client(plain.serve(Reply.error(401)))
+
+        async def main() -> weakref.ref[AuthenticationError]:
+            try:
+                await client.chat_completion_stream_async(REQUEST)
+            except AuthenticationError as error:
+                return weakref.ref(error)
+            pytest.fail("it did not raise")
+
+        async def later() -> None:
+            known = await main()
+            await asyncio.sleep(0)
+            assert within(5, lambda: known() is None)
+
+        run(later())
 
     def test_are_tried_again(self, link: Link) -> None:
         """What is tried again without a loop is tried again here, and the last error is raised."""

@@ -96,6 +96,8 @@ async def _in_a_thread(job: Callable[[], R], late: Callable[[R | None], object])
     except asyncio.CancelledError:
         future.add_done_callback(lambda done: late(_result(done)))
         raise
+    finally:
+        del future  # an error's traceback holds this frame, and the future the error
 
 
 def _result(future: Future[R]) -> R | None:

@@ -90,6 +90,8 @@ def _do(future: Future[Any], job: Callable[[], Any]) -> None:
         future.set_exception(error)
     else:
         future.set_result(result)
+    finally:
+        del future  # the error's traceback holds this frame: with the future in it they would hold each other
 
 
 openers = Openers()
