@@ -6,7 +6,8 @@ import ipaddress
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import quote, urlsplit
@@ -22,6 +23,7 @@ from .models.chat import ChatCompletionRequest, ChatCompletionResponse
 from .models.chunk import CompletionChunk
 from .models.codec import best_loads, dumps
 from .models.embeddings import EmbeddingRequest, EmbeddingResponse
+from .observers import Observer, Observers
 from .stream import CompletionStream, Errors
 from .transport.retry import Retry
 from .transport.session import Call, Transport
@@ -56,6 +58,7 @@ class Client:
         max_event_bytes: The largest event of a stream that is read, in bytes.
         session: A `requests.Session` to use, with its adapters, proxies, CA and certificates. It stays the caller's to
             close. A request that it sends can be cut only once its head is in.
+        observers: Callables that are told what happens in each call; see `chanstream.observers`.
 
     Raises:
         ChanstreamError: There is no key; the text names the variable.
@@ -80,6 +83,7 @@ class Client:
         require_finish_reason: bool = False,
         max_event_bytes: int = MAX_EVENT_BYTES,
         session: requests.Session | None = None,
+        observers: Iterable[Observer] = (),
     ) -> None:
         self._dialect = _dialect(dialect)
         self._base_url = _base_url(self._dialect.base_url if base_url is None else base_url)
@@ -90,6 +94,7 @@ class Client:
         self._errors: Errors = _one_of("errors", errors, get_args(Errors))
         self._require_finish_reason = _typed("require_finish_reason", require_finish_reason, bool)
         self._max_event_bytes = _at_least_1("max_event_bytes", max_event_bytes)
+        self._observers = Observers(observers)
         self._settings = {
             "api_key": api_key,
             "base_url": base_url,
@@ -102,6 +107,7 @@ class Client:
             "require_finish_reason": require_finish_reason,
             "max_event_bytes": max_event_bytes,
             "session": session,
+            "observers": self._observers.all,
         }
         headers = {"User-Agent": f"chanstream/{__version__}"}
         self._transport = Transport(self._base_url, _key(api_key, self._dialect), headers, session)
@@ -137,7 +143,7 @@ class Client:
         mode: Errors = self._errors if errors is None else _one_of("errors", errors, get_args(Errors))
         _typed("request", request, ChatCompletionRequest)
         body = dumps(self._dialect.body(request, stream=True))
-        call = self._call(_CHAT, body, timeout, context, accept="text/event-stream")
+        call = self._call(_CHAT, body, timeout, context, request, accept="text/event-stream")
         try:
             answer = self._transport.open(call)
         except BaseException:
@@ -179,7 +185,7 @@ class Client:
         """
         _typed("request", request, ChatCompletionRequest)
         body = dumps(self._dialect.body(request, stream=False))
-        call = self._call(_CHAT, body, timeout, context)
+        call = self._call(_CHAT, body, timeout, context, request)
         return self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict)
 
     def embeddings(
@@ -200,7 +206,7 @@ class Client:
             As `chat_completion`.
         """
         _typed("request", request, EmbeddingRequest)
-        call = self._call("/embeddings", dumps(self._dialect.embedding_body(request)), timeout, context)
+        call = self._call("/embeddings", dumps(self._dialect.embedding_body(request)), timeout, context, request)
         answer: EmbeddingResponse = self._fetched(call, "embeddings", "data", EmbeddingResponse.from_dict)
         object.__setattr__(answer, "dtype", request.output_dtype or "float")
         return answer
@@ -254,6 +260,7 @@ class Client:
         body: bytes | None,
         timeout: Timeout | float | None,
         context: Context | None,
+        request: Any = None,
         *,
         accept: str = "application/json",
     ) -> Call:
@@ -264,10 +271,32 @@ class Client:
         if clocks.total is not None:
             own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
         method = "GET" if body is None else "POST"
-        return Call(method=method, path=path, body=body, accept=accept, context=own, timeout=clocks, retry=self._retry)
+        return Call(
+            method=method,
+            path=path,
+            body=body,
+            accept=accept,
+            context=own,
+            timeout=clocks,
+            retry=self._retry,
+            watch=self._observers.watch(
+                dialect=self._dialect.name,
+                base_url=self._base_url,
+                path=path,
+                stream=accept == "text/event-stream",
+                request=request,
+            ),
+        )
 
     def _fetched(self, call: Call, what: str, key: str, load: Callable[[Any], M]) -> M:
         """Return the whole answer to a call: ``what``, a JSON object with this key."""
+        with call.watch or nullcontext():
+            answer = self._answered(call, what, key, load)
+            if call.watch is not None:
+                call.watch.answered(answer)
+            return answer
+
+    def _answered(self, call: Call, what: str, key: str, load: Callable[[Any], M]) -> M:
         started = time.monotonic()
         try:
             head, body = self._transport.fetch(call)

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from urllib3.exceptions import HTTPError
 from .. import timers
 from ..context import Context, Timeout
 from ..errors import APIConnectionError, APIStatusError, APITimeoutError, ChanstreamError, StreamError, redact
+from ..observers import Watch
 from .connection import CuttableAdapter, Exchange
 from .head import ResponseHead
 from .limits import RateLimiter, wait_for_turn
@@ -52,6 +53,7 @@ class Call:
         method: The HTTP method. path: What follows the base URL. body: JSON, or None. accept: The type wanted.
         context: Cuts the call when it is done. timeout: Its ``connect`` and ``first_chunk`` are kept here.
         retry: When to try again. limiter: Asked before each attempt. headers, query: Sent in addition.
+        watch: Told what happens; None where nobody wants to know.
     """
 
     method: str
@@ -64,6 +66,7 @@ class Call:
     limiter: RateLimiter | None = None
     headers: Mapping[str, str] = attrs.field(factory=dict)
     query: Mapping[str, Any] = attrs.field(factory=dict)
+    watch: Watch | None = None
 
 
 @attrs.frozen
@@ -131,7 +134,8 @@ class Transport:
             APIConnectionError: No answer came; `APITimeoutError` if a clock ran out.
             StreamCancelledError: The context was cancelled (or whatever error it was cancelled with).
         """
-        return self._tried(call, lambda answer: answer)
+        with call.watch or nullcontext():
+            return self._tried(call, lambda answer: answer)
 
     def fetch(self, call: Call) -> tuple[ResponseHead, bytes]:
         """Send a request and return its whole answer; as `open` otherwise. ``first_chunk`` covers the body too."""
@@ -143,6 +147,8 @@ class Transport:
             call.context.raise_if_done()
             if call.limiter is not None:
                 wait_for_turn(call.limiter, call.context)
+            if call.watch is not None:
+                call.watch.sent()
             try:
                 return self._attempt(call, finish)
             except (APIStatusError, APIConnectionError) as error:
@@ -157,6 +163,8 @@ class Transport:
             raise error
         pause = call.retry.delay(error, retries)
         _log.info("retry %d of %d in %.2f s after: %s", retries + 1, call.retry.max_retries, pause, error)
+        if call.watch is not None:
+            call.watch.failed(error, pause)
         return pause
 
     def close(self) -> None:
@@ -177,6 +185,8 @@ class Transport:
         """Return an answer whose head is in; raises what it says if it is a refusal."""
         answer = Answer(ResponseHead(response.status_code, response.headers), Source(response, exchange), asked_at)
         _log.debug("%s %s: %d", call.method, call.path, response.status_code)
+        if call.watch is not None:
+            call.watch.received(answer.head)
         if response.status_code in _OK:
             return answer
         try:
