@@ -45,9 +45,11 @@ if TYPE_CHECKING:
     from .errors import UnprocessableEntityError as UnprocessableEntityError
     from .models.catalog import ModelCapabilities as ModelCapabilities
     from .models.catalog import ModelCard as ModelCard
+    from .models.chat import AgentCompletionRequest as AgentCompletionRequest
     from .models.chat import ChatCompletionRequest as ChatCompletionRequest
     from .models.chat import ChatCompletionResponse as ChatCompletionResponse
     from .models.chat import Choice as Choice
+    from .models.chat import FIMCompletionRequest as FIMCompletionRequest
     from .models.chat import FinishReason as FinishReason
     from .models.chat import JSONSchema as JSONSchema
     from .models.chat import ResponseFormat as ResponseFormat
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from .stream import CompletionStream as CompletionStream
     from .transport.head import RateLimits as RateLimits
     from .transport.head import ResponseHead as ResponseHead
+    from .transport.limits import RateLimiter as RateLimiter
     from .transport.retry import Retry as Retry
 
 _HOMES = {
@@ -91,8 +94,8 @@ _HOMES = {
     " PermissionDeniedError RateLimitError StreamAPIError StreamCancelledError StreamDecodeError StreamError"
     " StreamInterruptedError StreamTruncatedError UnprocessableEntityError",
     "models.catalog": "ModelCapabilities ModelCard",
-    "models.chat": "ChatCompletionRequest ChatCompletionResponse Choice FinishReason JSONSchema ResponseFormat"
-    " UsageInfo",
+    "models.chat": "AgentCompletionRequest ChatCompletionRequest ChatCompletionResponse Choice FIMCompletionRequest"
+    " FinishReason JSONSchema ResponseFormat UsageInfo",
     "models.chunk": "CompletionChunk DeltaMessage StreamChoice",
     "models.content": "AudioChunk DocumentURLChunk FileChunk ImageURLChunk ReferenceChunk TextChunk ThinkChunk"
     " UnknownChunk",
@@ -101,6 +104,7 @@ _HOMES = {
     "models.tools": "Function FunctionCall Tool ToolCall ToolChoice",
     "stream": "CompletionStream",
     "transport.head": "RateLimits ResponseHead",
+    "transport.limits": "RateLimiter",
     "transport.retry": "Retry",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

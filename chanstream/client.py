@@ -6,25 +6,42 @@ import ipaddress
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import quote, urlsplit
 
+import attrs
+
 from . import __version__
 from .channel import Pipe
 from .context import Context, Timeout
-from .dialects import DIALECTS, Dialect
+from .dialects import DIALECTS, Completion, Dialect
 from .engines import poller, threaded
-from .errors import APITimeoutError, ChanstreamError, StreamAPIError, StreamDecodeError, redact
+from .errors import (
+    APITimeoutError,
+    BadRequestError,
+    ChanstreamError,
+    StreamAPIError,
+    StreamDecodeError,
+    UnprocessableEntityError,
+    redact,
+)
+from .extras import Extras
 from .models.catalog import ModelCapabilities, ModelCard, ModelList
-from .models.chat import ChatCompletionRequest, ChatCompletionResponse
+from .models.chat import (
+    AgentCompletionRequest,
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    FIMCompletionRequest,
+)
 from .models.chunk import CompletionChunk
 from .models.codec import best_loads, dumps
 from .models.embeddings import EmbeddingRequest, EmbeddingResponse
 from .observers import Observer, Observers
 from .stream import CompletionStream, Errors
+from .transport.limits import RateLimiter
 from .transport.retry import Retry
 from .transport.session import Call, Transport
 from .wire.machine import MAX_EVENT_BYTES, StreamMachine
@@ -37,6 +54,17 @@ Engine: TypeAlias = Literal["auto", "threaded", "poller"]
 M = TypeVar("M")
 
 _CHAT = "/chat/completions"
+
+
+@attrs.frozen
+class _Options:
+    """What is said for one call; None for what is as the client's."""
+
+    timeout: Timeout | float | None = None
+    context: Context | None = None
+    extras: Extras | None = None
+    buffer: int | None = None
+    errors: Errors | None = None
 
 
 class Client:
@@ -56,6 +84,10 @@ class Client:
             ``"raise"``.
         require_finish_reason: Whether an answer without a finish reason counts as cut off.
         max_event_bytes: The largest event of a stream that is read, in bytes.
+        rate_limiter: Asked before each attempt; see `RateLimiter`, and `chanstream.limits` for ready ones.
+        extra_body: Members of the JSON object that every request sends in addition to its own, or over them.
+        extra_headers: Headers that every request sends in addition.
+        extra_query: Parts of the URL's query, for every request. Those of a call come over these, here as above.
         session: A `requests.Session` to use, with its adapters, proxies, CA and certificates. It stays the caller's to
             close. A request that it sends can be cut only once its head is in.
         observers: Callables that are told what happens in each call; see `chanstream.observers`.
@@ -82,7 +114,11 @@ class Client:
         errors: Errors = "inband",
         require_finish_reason: bool = False,
         max_event_bytes: int = MAX_EVENT_BYTES,
+        rate_limiter: RateLimiter | None = None,
         session: requests.Session | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
         self._dialect = _dialect(dialect)
@@ -94,8 +130,10 @@ class Client:
         self._errors: Errors = _one_of("errors", errors, get_args(Errors))
         self._require_finish_reason = _typed("require_finish_reason", require_finish_reason, bool)
         self._max_event_bytes = _at_least_1("max_event_bytes", max_event_bytes)
+        self._limiter = None if rate_limiter is None else _typed("rate_limiter", rate_limiter, RateLimiter)
+        self._extras = Extras(extra_body, extra_headers, extra_query)
         self._observers = Observers(observers)
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "api_key": api_key,
             "base_url": base_url,
             "dialect": dialect,
@@ -106,7 +144,11 @@ class Client:
             "errors": errors,
             "require_finish_reason": require_finish_reason,
             "max_event_bytes": max_event_bytes,
+            "rate_limiter": rate_limiter,
             "session": session,
+            "extra_body": extra_body,
+            "extra_headers": extra_headers,
+            "extra_query": extra_query,
             "observers": self._observers.all,
         }
         headers = {"User-Agent": f"chanstream/{__version__}"}
@@ -120,6 +162,9 @@ class Client:
         context: Context | None = None,
         buffer: int | None = None,
         errors: Errors | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
     ) -> CompletionStream:
         """Return a stream of the answer's chunks, once the head of the answer is in.
 
@@ -129,6 +174,9 @@ class Client:
             context: Cancels the call, before its head and after.
             buffer: The channel's capacity for this call, in chunks.
             errors: ``"inband"`` or ``"raise"``, for this call.
+            extra_body: Members of the JSON object, in addition to the request's, or over them.
+            extra_headers: Headers in addition.
+            extra_query: Parts of the URL's query.
 
         Raises:
             TypeError, ValueError: An argument is wrong; the text names it, and nothing was sent.
@@ -138,29 +186,9 @@ class Client:
 
         What goes wrong after the head is in comes with the stream.
         """
-        started = time.monotonic()
-        capacity = self._buffer if buffer is None else _at_least_1("buffer", buffer)
-        mode: Errors = self._errors if errors is None else _one_of("errors", errors, get_args(Errors))
         _typed("request", request, ChatCompletionRequest)
-        body = dumps(self._dialect.body(request, stream=True))
-        call = self._call(_CHAT, body, timeout, context, request, accept="text/event-stream")
-        try:
-            answer = self._transport.open(call)
-        except BaseException:
-            call.context.release()
-            raise
-        machine = StreamMachine(
-            started,
-            content_type=answer.head.content_type,
-            n=request.n or 1,
-            max_event_bytes=self._max_event_bytes,
-            require_finish_reason=self._require_finish_reason,
-            secret=self._transport.secret,
-        )
-        pipe: Pipe[CompletionChunk] = Pipe(capacity)
-        start = threaded.start if self._engine == "threaded" else poller.start
-        start(call, answer, machine, pipe)
-        return CompletionStream(pipe, call.context, answer.head, mode)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
 
     def chat_completion(
         self,
@@ -168,6 +196,9 @@ class Client:
         *,
         timeout: Timeout | float | None = None,
         context: Context | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
     ) -> ChatCompletionResponse:
         """Return the whole answer, asked for without streaming.
 
@@ -175,6 +206,9 @@ class Client:
             request: What to ask for.
             timeout: The clocks of this call, instead of the client's; ``first_chunk`` covers the whole answer here.
             context: Cancels the call.
+            extra_body: Members of the JSON object, in addition to the request's, or over them.
+            extra_headers: Headers in addition.
+            extra_query: Parts of the URL's query.
 
         Raises:
             TypeError, ValueError: An argument is wrong; the text names it, and nothing was sent.
@@ -184,9 +218,72 @@ class Client:
             StreamDecodeError: The answer is no chat completion.
         """
         _typed("request", request, ChatCompletionRequest)
-        body = dumps(self._dialect.body(request, stream=False))
-        call = self._call(_CHAT, body, timeout, context, request)
-        return self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        return self._completed(request, _Options(timeout, context, extras))
+
+    def agent_completion_stream(
+        self,
+        request: AgentCompletionRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        buffer: int | None = None,
+        errors: Errors | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+    ) -> CompletionStream:
+        """Return a stream of an agent's answer; as `chat_completion_stream`. Only Mistral has agents."""
+        _typed("request", request, AgentCompletionRequest)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
+
+    def agent_completion(
+        self,
+        request: AgentCompletionRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+    ) -> ChatCompletionResponse:
+        """Return an agent's whole answer; as `chat_completion`. Only Mistral has agents."""
+        _typed("request", request, AgentCompletionRequest)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        return self._completed(request, _Options(timeout, context, extras))
+
+    def fim_completion_stream(
+        self,
+        request: FIMCompletionRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        buffer: int | None = None,
+        errors: Errors | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+    ) -> CompletionStream:
+        """Return a stream of code that fills a gap; as `chat_completion_stream`. Only Mistral fills in."""
+        _typed("request", request, FIMCompletionRequest)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
+
+    def fim_completion(
+        self,
+        request: FIMCompletionRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+    ) -> ChatCompletionResponse:
+        """Return the whole code that fills a gap; as `chat_completion`. Only Mistral fills in."""
+        _typed("request", request, FIMCompletionRequest)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        return self._completed(request, _Options(timeout, context, extras))
 
     def embeddings(
         self,
@@ -194,6 +291,9 @@ class Client:
         *,
         timeout: Timeout | float | None = None,
         context: Context | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
     ) -> EmbeddingResponse:
         """Return the vectors of texts.
 
@@ -201,13 +301,19 @@ class Client:
             request: What to embed.
             timeout: The clocks of this call, instead of the client's; ``first_chunk`` covers the whole answer.
             context: Cancels the call.
+            extra_body: Members of the JSON object, in addition to the request's, or over them.
+            extra_headers: Headers in addition.
+            extra_query: Parts of the URL's query.
 
         Raises:
             As `chat_completion`.
         """
         _typed("request", request, EmbeddingRequest)
-        call = self._call("/embeddings", dumps(self._dialect.embedding_body(request)), timeout, context, request)
-        answer: EmbeddingResponse = self._fetched(call, "embeddings", "data", EmbeddingResponse.from_dict)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        options = _Options(timeout, context, extras)
+        call = self._call("/embeddings", self._dialect.embedding_body(request), options, request)
+        with self._explained(request):
+            answer: EmbeddingResponse = self._fetched(call, "embeddings", "data", EmbeddingResponse.from_dict)
         object.__setattr__(answer, "dtype", request.output_dtype or "float")
         return answer
 
@@ -221,7 +327,7 @@ class Client:
         Raises:
             As `chat_completion`.
         """
-        call = self._call("/models", None, timeout, context)
+        call = self._call("/models", None, _Options(timeout, context))
         return list(self._fetched(call, "a list of models", "data", ModelList.from_dict).data)
 
     def search_models(
@@ -247,38 +353,128 @@ class Client:
         Raises:
             NotFoundError: The server does not have it.
         """
-        call = self._call(f"/models/{_in_a_path('model_id', model_id)}", None, timeout, context)
+        call = self._call(f"/models/{_in_a_path('model_id', model_id)}", None, _Options(timeout, context))
         return self._fetched(call, "a model", "id", ModelCard.from_dict)
+
+    def with_options(
+        self,
+        *,
+        timeout: Timeout | float | None = None,
+        retry: Retry | None = None,
+        max_retries: int | None = None,
+        rate_limiter: RateLimiter | None = None,
+        buffer: int | None = None,
+        errors: Errors | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+    ) -> Client:
+        """Return a client with other settings that shares this one's connections; what is None stays as it is.
+
+        Args:
+            timeout: As for `Client`, and so are the others that are not described.
+            retry: See there.
+            max_retries: Tries after the first, with the rest of ``retry`` as it is; 0 for none.
+            rate_limiter: See there.
+            buffer: See there.
+            errors: See there.
+            extra_body: Added to those of this client.
+            extra_headers: Likewise.
+            extra_query: Likewise.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the text names it.
+        """
+        if max_retries is not None:
+            retry = attrs.evolve(self._retry if retry is None else retry, max_retries=max_retries)
+        extras = self._extras.over(Extras(extra_body, extra_headers, extra_query))
+        changes: dict[str, Any] = {
+            "timeout": timeout,
+            "retry": retry,
+            "rate_limiter": rate_limiter,
+            "buffer": buffer,
+            "errors": errors,
+            "extra_body": extras.body,
+            "extra_headers": extras.headers,
+            "extra_query": extras.query,
+        }
+        said = {name: value for name, value in changes.items() if value is not None}
+        other = Client(**{**self._settings, **said})
+        other._transport = self._transport
+        return other
 
     def close(self) -> None:
         """Close the connections that no stream uses. The client can still be used: it makes new ones."""
         self._transport.close()
 
+    def _streamed(self, request: Completion, options: _Options) -> CompletionStream:
+        started = time.monotonic()
+        capacity = self._buffer if options.buffer is None else _at_least_1("buffer", options.buffer)
+        mode = self._errors if options.errors is None else _one_of("errors", options.errors, get_args(Errors))
+        path, body = self._dialect.path_of(request), self._dialect.body(request, stream=True)
+        call = self._call(path, body, options, request, accept="text/event-stream")
+        try:
+            with self._explained(request):
+                answer = self._transport.open(call)
+        except BaseException:
+            call.context.release()
+            raise
+        machine = StreamMachine(
+            started,
+            content_type=answer.head.content_type,
+            n=getattr(request, "n", None) or 1,
+            max_event_bytes=self._max_event_bytes,
+            require_finish_reason=self._require_finish_reason,
+            secret=self._transport.secret,
+        )
+        pipe: Pipe[CompletionChunk] = Pipe(capacity)
+        start = threaded.start if self._engine == "threaded" else poller.start
+        start(call, answer, machine, pipe)
+        return CompletionStream(pipe, call.context, answer.head, mode)
+
+    def _completed(self, request: Completion, options: _Options) -> ChatCompletionResponse:
+        path, body = self._dialect.path_of(request), self._dialect.body(request, stream=False)
+        call = self._call(path, body, options, request)
+        with self._explained(request):
+            return self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict)
+
+    @contextmanager
+    def _explained(self, request: Completion | EmbeddingRequest) -> Iterator[None]:
+        """Tell which option of the request a refusal is about."""
+        try:
+            yield
+        except (BadRequestError, UnprocessableEntityError) as error:
+            error.option = self._dialect.option_in(error, request)
+            raise
+
     def _call(
         self,
         path: str,
-        body: bytes | None,
-        timeout: Timeout | float | None,
-        context: Context | None,
+        body: dict[str, Any] | None,
+        options: _Options,
         request: Any = None,
         *,
         accept: str = "application/json",
     ) -> Call:
         """Return the call for a request, with a context of its own; all that can be wrong with it is told here."""
-        clocks = self._timeout if timeout is None else Timeout.of(timeout)
-        parent = Context() if context is None else _typed("context", context, Context)
+        extras = self._extras.over(options.extras)
+        data = None if body is None else dumps({**body, **extras.body})
+        clocks = self._timeout if options.timeout is None else Timeout.of(options.timeout)
+        parent = Context() if options.context is None else _typed("context", options.context, Context)
         own = parent.with_cancel()
         if clocks.total is not None:
             own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
-        method = "GET" if body is None else "POST"
         return Call(
-            method=method,
+            method="GET" if body is None else "POST",
             path=path,
-            body=body,
+            body=data,
             accept=accept,
             context=own,
             timeout=clocks,
             retry=self._retry,
+            limiter=self._limiter,
+            headers=extras.headers,
+            query=extras.query,
             watch=self._observers.watch(
                 dialect=self._dialect.name,
                 base_url=self._base_url,

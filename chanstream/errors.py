@@ -95,7 +95,10 @@ class APIStatusError(APIError):
         headers: The answer's headers.
         request_id: The server's id for the request, or None.
         retry_after: Seconds that the server asked to wait, or None.
+        option: The option of the request that a 400 or 422 names, and what it is called on the wire; or None.
     """
+
+    option: str | None = None
 
     def __init__(
         self,
@@ -123,7 +126,8 @@ class APIStatusError(APIError):
         return request_id_in(self.headers)
 
     def __str__(self) -> str:
-        return f"[{self.status_code}] {super().__str__()}".strip()
+        said = f"[{self.status_code}] {super().__str__()}".strip()
+        return f"{said} (because of the option {self.option})" if self.option else said
 
 
 class BadRequestError(APIStatusError):

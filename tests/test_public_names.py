@@ -19,6 +19,7 @@ NAMES = """
     TextChunk ImageURLChunk DocumentURLChunk ReferenceChunk FileChunk ThinkChunk AudioChunk UnknownChunk
     Tool Function ToolChoice ResponseFormat JSONSchema
     CompletionChunk StreamChoice DeltaMessage ChatCompletionResponse Choice ToolCall FunctionCall UsageInfo FinishReason
+    AgentCompletionRequest FIMCompletionRequest RateLimiter
     Role CompletionStream Channel MergedChannel Context Timeout Retry
     ChanstreamError APIError APIStatusError BadRequestError AuthenticationError PermissionDeniedError NotFoundError
     ConflictError UnprocessableEntityError RateLimitError InternalServerError StreamAPIError APIConnectionError
