@@ -185,14 +185,19 @@ class Transport:
         """Return an answer whose head is in; raises what it says if it is a refusal."""
         answer = Answer(ResponseHead(response.status_code, response.headers), Source(response, exchange), asked_at)
         _log.debug("%s %s: %d", call.method, call.path, response.status_code)
+        try:
+            self._look_at(answer, call)
+        except BaseException:  # Ctrl-C too
+            answer.source.close()
+            raise
+        return answer
+
+    def _look_at(self, answer: Answer, call: Call) -> None:
+        """Tell of the head; raise what it says if it is a refusal."""
         if call.watch is not None:
             call.watch.received(answer.head)
-        if response.status_code in _OK:
-            return answer
-        try:
+        if answer.head.status_code not in _OK:
             raise self._refusal(answer)
-        finally:
-            answer.source.close()
 
     def _exchanged(self, exchange: Exchange, call: Call) -> requests.Response:
         timeout = call.timeout
