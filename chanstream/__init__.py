@@ -68,6 +68,15 @@ if TYPE_CHECKING:
     from .models.embeddings import Embedding as Embedding
     from .models.embeddings import EmbeddingRequest as EmbeddingRequest
     from .models.embeddings import EmbeddingResponse as EmbeddingResponse
+    from .models.events import CompletionEvent as CompletionEvent
+    from .models.events import Failed as Failed
+    from .models.events import Finished as Finished
+    from .models.events import ReasoningDelta as ReasoningDelta
+    from .models.events import ReasoningDone as ReasoningDone
+    from .models.events import TextDelta as TextDelta
+    from .models.events import TextDone as TextDone
+    from .models.events import ToolCallDelta as ToolCallDelta
+    from .models.events import ToolCallDone as ToolCallDone
     from .models.messages import AssistantMessage as AssistantMessage
     from .models.messages import Role as Role
     from .models.messages import SystemMessage as SystemMessage
@@ -78,6 +87,7 @@ if TYPE_CHECKING:
     from .models.tools import Tool as Tool
     from .models.tools import ToolCall as ToolCall
     from .models.tools import ToolChoice as ToolChoice
+    from .stream import CompletionEvents as CompletionEvents
     from .stream import CompletionStream as CompletionStream
     from .transport.head import RateLimits as RateLimits
     from .transport.head import ResponseHead as ResponseHead
@@ -100,9 +110,11 @@ _HOMES = {
     "models.content": "AudioChunk DocumentURLChunk FileChunk ImageURLChunk ReferenceChunk TextChunk ThinkChunk"
     " UnknownChunk",
     "models.embeddings": "Embedding EmbeddingRequest EmbeddingResponse",
+    "models.events": "CompletionEvent Failed Finished ReasoningDelta ReasoningDone TextDelta TextDone ToolCallDelta"
+    " ToolCallDone",
     "models.messages": "AssistantMessage Role SystemMessage ToolMessage UserMessage",
     "models.tools": "Function FunctionCall Tool ToolCall ToolChoice",
-    "stream": "CompletionStream",
+    "stream": "CompletionEvents CompletionStream",
     "transport.head": "RateLimits ResponseHead",
     "transport.limits": "RateLimiter",
     "transport.retry": "Retry",

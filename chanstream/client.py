@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import quote, urlsplit
@@ -43,8 +44,9 @@ from .observers import Observer, Observers
 from .stream import CompletionStream, Errors
 from .transport.limits import RateLimiter
 from .transport.retry import Retry
-from .transport.session import Call, Transport
+from .transport.session import Answer, Call, Transport
 from .wire.machine import MAX_EVENT_BYTES, StreamMachine
+from .wire.thinking import ThinkingMachine, parted
 
 if TYPE_CHECKING:
     import requests
@@ -67,6 +69,25 @@ class _Options:
     errors: Errors | None = None
 
 
+@attrs.frozen
+class _Opening:
+    """A stream that waits for its head."""
+
+    started: float
+    start: Callable[[Call, Answer, StreamMachine, Pipe[CompletionChunk]], None]
+    buffer: int
+    errors: Errors
+    machine: Callable[..., StreamMachine]
+    call: Call
+
+    def stream(self, answer: Answer) -> CompletionStream:
+        """Return the stream, now that the head is in."""
+        machine = self.machine(self.started, content_type=answer.head.content_type)
+        pipe: Pipe[CompletionChunk] = Pipe(self.buffer)
+        self.start(self.call, answer, machine, pipe)
+        return CompletionStream(pipe, self.call.context, answer.head, self.errors)
+
+
 class Client:
     """Asks one server for chat completions, streamed or whole.
 
@@ -83,6 +104,8 @@ class Client:
         errors: How a stream gives what goes wrong after its head: ``"inband"``, as a chunk with ``error`` set, or
             ``"raise"``.
         require_finish_reason: Whether an answer without a finish reason counts as cut off.
+        think_tags: Whether an answer that begins with ``<think>...</think>`` is parted: ``reasoning`` has what stands
+            between the tags, ``text`` what follows them. For servers that send thoughts inside the text.
         max_event_bytes: The largest event of a stream that is read, in bytes.
         rate_limiter: Asked before each attempt; see `RateLimiter`, and `chanstream.limits` for ready ones.
         extra_body: Members of the JSON object that every request sends in addition to its own, or over them.
@@ -113,6 +136,7 @@ class Client:
         engine: Engine = "auto",
         errors: Errors = "inband",
         require_finish_reason: bool = False,
+        think_tags: bool = False,
         max_event_bytes: int = MAX_EVENT_BYTES,
         rate_limiter: RateLimiter | None = None,
         session: requests.Session | None = None,
@@ -129,6 +153,7 @@ class Client:
         self._engine = _one_of("engine", engine, get_args(Engine))
         self._errors: Errors = _one_of("errors", errors, get_args(Errors))
         self._require_finish_reason = _typed("require_finish_reason", require_finish_reason, bool)
+        self._think_tags = _typed("think_tags", think_tags, bool)
         self._max_event_bytes = _at_least_1("max_event_bytes", max_event_bytes)
         self._limiter = None if rate_limiter is None else _typed("rate_limiter", rate_limiter, RateLimiter)
         self._extras = Extras(extra_body, extra_headers, extra_query)
@@ -143,6 +168,7 @@ class Client:
             "engine": engine,
             "errors": errors,
             "require_finish_reason": require_finish_reason,
+            "think_tags": think_tags,
             "max_event_bytes": max_event_bytes,
             "rate_limiter": rate_limiter,
             "session": session,
@@ -189,6 +215,37 @@ class Client:
         _typed("request", request, ChatCompletionRequest)
         extras = Extras(extra_body, extra_headers, extra_query)
         return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
+
+    async def chat_completion_stream_async(
+        self,
+        request: ChatCompletionRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        buffer: int | None = None,
+        errors: Errors | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+    ) -> CompletionStream:
+        """Return as `chat_completion_stream`, from an event loop of asyncio, which goes on meanwhile.
+
+        ::
+
+            async for evt in await client.chat_completion_stream_async(request):
+                ...
+
+        Cancelling the task cancels the request, and a stream that is left early is closed. However many streams there
+        are, no thread waits for a head or for chunks: usually one connects and sends, and one reads.
+        """
+        from .transport.asynchronous import open_async  # with asyncio, which takes its time to load
+
+        _typed("request", request, ChatCompletionRequest)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        opening = self._opening(request, _Options(timeout, context, extras, buffer, errors))
+        with self._opened(request, opening.call):
+            answer = await open_async(self._transport, opening.call)
+        return opening.stream(answer)
 
     def chat_completion(
         self,
@@ -408,35 +465,46 @@ class Client:
         self._transport.close()
 
     def _streamed(self, request: Completion, options: _Options) -> CompletionStream:
+        opening = self._opening(request, options)
+        with self._opened(request, opening.call):
+            answer = self._transport.open(opening.call)
+        return opening.stream(answer)
+
+    def _opening(self, request: Completion, options: _Options) -> _Opening:
+        """Return all that a stream needs before its answer; what can be wrong with it is told here."""
         started = time.monotonic()
-        capacity = self._buffer if options.buffer is None else _at_least_1("buffer", options.buffer)
-        mode = self._errors if options.errors is None else _one_of("errors", options.errors, get_args(Errors))
         path, body = self._dialect.path_of(request), self._dialect.body(request, stream=True)
-        call = self._call(path, body, options, request, accept="text/event-stream")
+        return _Opening(
+            started,
+            threaded.start if self._engine == "threaded" else poller.start,
+            self._buffer if options.buffer is None else _at_least_1("buffer", options.buffer),
+            self._errors if options.errors is None else _one_of("errors", options.errors, get_args(Errors)),
+            partial(
+                ThinkingMachine if self._think_tags else StreamMachine,
+                n=getattr(request, "n", None) or 1,
+                max_event_bytes=self._max_event_bytes,
+                require_finish_reason=self._require_finish_reason,
+                secret=self._transport.secret,
+            ),
+            self._call(path, body, options, request, accept="text/event-stream"),
+        )
+
+    @contextmanager
+    def _opened(self, request: Completion, call: Call) -> Iterator[None]:
+        """Let the call's context go if no answer comes."""
         try:
-            with self._explained(request):
-                answer = self._transport.open(call)
+            with call.watch or nullcontext(), self._explained(request):
+                yield
         except BaseException:
             call.context.release()
             raise
-        machine = StreamMachine(
-            started,
-            content_type=answer.head.content_type,
-            n=getattr(request, "n", None) or 1,
-            max_event_bytes=self._max_event_bytes,
-            require_finish_reason=self._require_finish_reason,
-            secret=self._transport.secret,
-        )
-        pipe: Pipe[CompletionChunk] = Pipe(capacity)
-        start = threaded.start if self._engine == "threaded" else poller.start
-        start(call, answer, machine, pipe)
-        return CompletionStream(pipe, call.context, answer.head, mode)
 
     def _completed(self, request: Completion, options: _Options) -> ChatCompletionResponse:
         path, body = self._dialect.path_of(request), self._dialect.body(request, stream=False)
         call = self._call(path, body, options, request)
         with self._explained(request):
-            return self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict)
+            answer = self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict)
+        return parted(answer) if self._think_tags else answer
 
     @contextmanager
     def _explained(self, request: Completion | EmbeddingRequest) -> Iterator[None]:

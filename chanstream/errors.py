@@ -177,7 +177,7 @@ class StreamAPIError(APIError):
     """The server reported an error inside a stream that had begun well.
 
     Attributes:
-        partial: What had arrived before, where the error comes from ``collect()``; else None.
+        partial: What had arrived before, where ``collect()`` or ``events()`` raised the error; else None.
     """
 
     partial: ChatCompletionResponse | None = None
@@ -194,7 +194,7 @@ class APITimeoutError(APIConnectionError):
         clock: Which: ``"connect"``, ``"first_chunk"``, ``"idle"`` or ``"total"`` of `Timeout`, or
             ``"context"`` for a deadline of the caller's own `Context`.
         seconds: What that clock was set to.
-        partial: What had arrived before, where the error comes from ``collect()``; else None.
+        partial: What had arrived before, where ``collect()`` or ``events()`` raised the error; else None.
     """
 
     partial: ChatCompletionResponse | None = None
@@ -218,7 +218,7 @@ class StreamError(ChanstreamError):
     """An answer began and did not end as it should.
 
     Attributes:
-        partial: What had arrived before, where the error comes from ``collect()``; else None.
+        partial: What had arrived before, where ``collect()`` or ``events()`` raised the error; else None.
     """
 
     partial: ChatCompletionResponse | None = None
@@ -244,7 +244,7 @@ class StreamCancelledError(ChanstreamError):
     """The stream was cancelled, by its context or by ``close()``.
 
     Attributes:
-        partial: What had arrived before, where the error comes from ``collect()``; else None.
+        partial: What had arrived before, where ``collect()`` or ``events()`` raised the error; else None.
     """
 
     partial: ChatCompletionResponse | None = None

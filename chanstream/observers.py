@@ -296,8 +296,8 @@ class Watch:
         call: What it is about.
         wants_answer: Whether they want the whole answer of a stream.
 
-    Thread safety: one thread at a time has news, which is true of all that happens in a call; `tell` may be called from
-    any thread.
+    Thread safety: any thread may have news. What comes after the end is dropped: a task that asks may be cancelled
+    while a thread is at it, whose answer nobody waits for any more.
     """
 
     def __init__(self, observers: Observers, call: ObservedCall) -> None:
@@ -307,12 +307,16 @@ class Watch:
         self._attempt = 0
         self._head: ResponseHead | None = None
         self._ended = False
+        self._lock = threading.RLock()  # guards that nothing follows the end; reentrant, as finalizers may end a call
         self._news: deque[Fact] = deque()
         self._telling = threading.Lock()
 
     def note(self, fact: Fact) -> None:
         """Have a fact told by the next `tell`: observers are not called where locks are held."""
-        self._news.append(fact)
+        with self._lock:
+            if not self._ended:
+                self._ended = isinstance(fact, CallEnded)
+                self._news.append(fact)
 
     def tell(self) -> None:
         """Tell what was noted; never waits: where another thread is at it, that one goes on."""
@@ -366,9 +370,6 @@ class Watch:
 
     def note_end(self, error: BaseException | None, *, elapsed: float | None = None, **about: Any) -> None:
         """Note that the call has ended, unless it has before."""
-        if self._ended:
-            return
-        self._ended = True
         self.note(
             CallEnded(
                 call=self.call,

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, TypeVar
 
@@ -134,8 +134,7 @@ class Transport:
             APIConnectionError: No answer came; `APITimeoutError` if a clock ran out.
             StreamCancelledError: The context was cancelled (or whatever error it was cancelled with).
         """
-        with call.watch or nullcontext():
-            return self._tried(call, lambda answer: answer)
+        return self._tried(call, lambda answer: answer)
 
     def fetch(self, call: Call) -> tuple[ResponseHead, bytes]:
         """Send a request and return its whole answer; as `open` otherwise. ``first_chunk`` covers the body too."""
@@ -152,11 +151,11 @@ class Transport:
             try:
                 return self._attempt(call, finish)
             except (APIStatusError, APIConnectionError) as error:
-                pause = self._pause_after(error, call, retries)
+                pause = self.pause_after(error, call, retries)
             retries += 1
             call.context.wait(pause)
 
-    def _pause_after(self, error: ChanstreamError, call: Call, retries: int) -> float:
+    def pause_after(self, error: ChanstreamError, call: Call, retries: int) -> float:
         """Return the seconds to wait before the next attempt; raises the error if there shall be none."""
         redact(error, self.secret)
         if call.context.done() or not call.retry.allows(error, retries):
@@ -177,11 +176,11 @@ class Transport:
 
     def _attempt(self, call: Call, finish: Callable[[Answer], R]) -> R:
         asked_at = time.monotonic()
-        with _cuttable(call.context, call.timeout.first_chunk) as exchange:
-            response = self._exchanged(exchange, call)
-            return finish(self._accepted(call, response, exchange, asked_at))
+        with cuttable(call.context, call.timeout.first_chunk) as exchange:
+            response = self.exchanged(exchange, call)
+            return finish(self.accepted(call, response, exchange, asked_at))
 
-    def _accepted(self, call: Call, response: requests.Response, exchange: Exchange, asked_at: float) -> Answer:
+    def accepted(self, call: Call, response: requests.Response, exchange: Exchange, asked_at: float) -> Answer:
         """Return an answer whose head is in; raises what it says if it is a refusal."""
         answer = Answer(ResponseHead(response.status_code, response.headers), Source(response, exchange), asked_at)
         _log.debug("%s %s: %d", call.method, call.path, response.status_code)
@@ -199,7 +198,8 @@ class Transport:
         if answer.head.status_code not in _OK:
             raise self._refusal(answer)
 
-    def _exchanged(self, exchange: Exchange, call: Call) -> requests.Response:
+    def exchanged(self, exchange: Exchange, call: Call) -> requests.Response:
+        """Return the response to a call, once its head is in."""
         timeout = call.timeout
         headers = {**self._headers, "Accept": call.accept, "Accept-Encoding": "identity"}
         if call.body is not None:
@@ -327,7 +327,7 @@ def new_session() -> requests.Session:
 
 
 @contextmanager
-def _cuttable(context: Context, first_chunk: float | None) -> Iterator[Exchange]:
+def cuttable(context: Context, first_chunk: float | None) -> Iterator[Exchange]:
     """Give an exchange that is cut when the context is done or the clock for the head runs out.
 
     An error of the block then becomes the context's, or the clock's: what it says itself is only that the line is dead.
