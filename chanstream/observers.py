@@ -15,10 +15,11 @@ Each call is told as one `CallStarted`, then for each attempt a `RequestSent`, a
 `RetryScheduled` where another attempt follows; a `FirstChunk`, of streams alone; and one `CallEnded`, whatever happens.
 The facts of one call come in this order and one at a time; those of several calls come side by side.
 
-Thread safety: an observer is called by whatever thread has the news. That is the caller's up to the head of the answer,
-and then the one that reads: the consumer's, the poller's, a producer's, or the one that cancels. It must be quick and
-must not wait for anything, or it holds up that stream and others. What it raises is logged, once for each observer of a
-client, and changes nothing; only what is no `Exception`, such as Ctrl-C, passes on as it is.
+Thread safety: an observer is called by whatever thread has the news. That is the caller's up to the head of the answer
+(for an event loop a thread of the library's tells of the head), and then the one that reads: the consumer's, the
+poller's, a producer's, or the one that cancels. It must be quick and must not wait for anything, or it holds up that
+stream and others. What it raises is logged, once for each observer of a client, and changes nothing; only what is no
+`Exception`, such as Ctrl-C, passes on as it is.
 """
 
 from __future__ import annotations

@@ -218,8 +218,10 @@ def _tokens(end: CallEnded) -> dict[str, int]:
     """Return the token counts by the conventions' names for their types."""
     if end.usage is None:
         return {}
-    tokens = {"input": end.usage.prompt_tokens, "output": end.usage.completion_tokens}
-    return {"input": tokens["input"]} if end.call.path == "/embeddings" else tokens
+    tokens: dict[str, Any] = {"input": end.usage.prompt_tokens}
+    if end.call.path != "/embeddings":
+        tokens["output"] = end.usage.completion_tokens
+    return {kind: count for kind, count in tokens.items() if isinstance(count, int)}  # servers send what they like
 
 
 def _count(details: Mapping[str, Any], group: str, name: str) -> int | None:
@@ -271,7 +273,16 @@ def _thoughts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _contents(content: Any) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [_text(content)]
-    return [_text(part["text"]) if part.get("type") == "text" else dict(part) for part in content or ()]
+    return [_part(part) for part in content or ()]
+
+
+def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a content chunk as a part: text and thoughts in their words, other kinds as they are."""
+    if part.get("type") == "text":
+        return _text(part["text"])
+    if part.get("type") == "thinking":
+        return {"type": "reasoning", "content": "".join(step.get("text", "") for step in part["thinking"])}
+    return dict(part)
 
 
 def _text(text: str) -> dict[str, Any]:

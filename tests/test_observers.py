@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import pickle
 import random
@@ -25,6 +26,7 @@ from chanstream import (
     Context,
     EmbeddingRequest,
     RateLimitError,
+    ResponseHead,
     Retry,
     StreamAPIError,
     StreamCancelledError,
@@ -43,6 +45,7 @@ from chanstream.observers import (
     FirstChunk,
     HeadReceived,
     ObservedCall,
+    Observers,
     RequestSent,
     RetryScheduled,
 )
@@ -377,6 +380,64 @@ class TestWholeAnswers:
         assert (embedded.usage.prompt_tokens, embedded.response_model) == (7, "m")
         assert (listed.call.path, listed.call.request, listed.call.model) == ("/models", None, None)
         assert (got.call.path, got.response_id, got.usage) == ("/models/m", None, None)
+
+
+class TestEventLoops:
+    def test_a_stream(self, link: Link) -> None:
+        """A stream that is opened from an event loop is told as any other; it starts in the loop's thread."""
+        notes, starters = Notes(), []
+
+        def note_starter(fact: Fact) -> None:
+            if isinstance(fact, CallStarted):
+                starters.append(threading.current_thread())
+
+        client = link.client(link.serve(Reply.error(503), "a b"), observers=[notes, note_starter], retry=QUICK)
+
+        async def ask() -> str:
+            return "".join([evt.text async for evt in await client.chat_completion_stream_async(REQUEST)])
+
+        assert asyncio.run(ask()) == "a b"
+        assert notes.kinds == [CallStarted, RequestSent, HeadReceived, RetryScheduled, *STREAMED[1:]]
+        assert (notes.end().state, notes.end().attempts) == ("complete", 2)
+        assert starters == [threading.current_thread()]
+
+    def test_a_refusal(self, plain: Link) -> None:
+        """A refusal that an event loop gets is told as the end."""
+        notes = Notes()
+        client = plain.client(plain.serve(Reply.error(401)), observers=[notes])
+        with pytest.raises(AuthenticationError) as caught:
+            asyncio.run(client.chat_completion_stream_async(REQUEST))
+        assert (notes.kinds, notes.end().error) == (WHOLE, caught.value)
+
+    def test_a_cancelled_task(self, plain: Link) -> None:
+        """A call whose task is cancelled before the head is told as cancelled, and nothing is told after."""
+        notes, sent = Notes(), asyncio.Event()
+        server = plain.serve(Reply("a", head_delay=60))
+        client = plain.client(server, observers=[notes, lambda fact: isinstance(fact, RequestSent) and sent.set()])
+
+        async def ask() -> None:
+            task = asyncio.ensure_future(client.chat_completion_stream_async(REQUEST))
+            await sent.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(ask())
+        assert notes.kinds == [CallStarted, RequestSent, CallEnded]
+        assert notes.end().state == "cancelled"
+
+    def test_late_news(self) -> None:
+        """What a thread has to tell of a call that has ended meanwhile is dropped."""
+        notes = Notes()
+        watch = Observers([notes]).watch(dialect="", base_url="http://host", path="")
+        assert watch is not None
+        with contextlib.suppress(asyncio.CancelledError), watch:
+            watch.sent()
+            raise asyncio.CancelledError
+        watch.received(ResponseHead(200, {}))
+        watch.note_end(None)
+        watch.tell()
+        assert notes.kinds == [CallStarted, RequestSent, CallEnded]
 
 
 class TestObserversThatMisbehave:

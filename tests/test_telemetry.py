@@ -309,6 +309,14 @@ class TestMetrics:
         assert backend.exporter.get_finished_spans() == ()
         assert len(backend.points()[DURATION]) == 1
 
+    def test_odd_counts(self, plain: Link, backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+        """What is no count is left out, and the span ends all the same."""
+        usage = {"prompt_tokens": "7", "completion_tokens": 5, "prompt_tokens_details": [], "total_tokens": 5}
+        list(plain.stream(Reply("a", usage=usage), observers=[backend.observer()]))
+        found = told(backend.span())
+        assert (found.get("gen_ai.usage.input_tokens"), found["gen_ai.usage.output_tokens"]) == (None, 5)
+        assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
 
 class TestContent:
     def test_no_text_unless_asked(self, plain: Link, backend: Backend) -> None:
@@ -375,6 +383,14 @@ class TestContent:
         list(plain.stream(cut, observers=[backend.observer(capture_content=True)]))
         (message,) = json.loads(told(backend.span())["gen_ai.output.messages"])
         assert message["parts"] == [{"type": "text", "content": "a b"}]
+
+    def test_thoughts(self, plain: Link, backend: Backend) -> None:
+        """Thoughts that stand in the content, as Mistral sends them, are told as reasoning."""
+        thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}, {"type": "text", "text": "."}]}
+        chunk = {"choices": [{"index": 0, "delta": {"content": [thinking]}, "finish_reason": "stop"}]}
+        list(plain.stream(Reply(chunks=[chunk, "[DONE]"]), observers=[backend.observer(capture_content=True)]))
+        (message,) = json.loads(told(backend.span())["gen_ai.output.messages"])
+        assert message["parts"] == [{"type": "reasoning", "content": "Hm."}]
 
     def test_code(self, plain: Link, backend: Backend) -> None:
         """What code is filled into counts as the user's message."""
