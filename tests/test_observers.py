@@ -38,6 +38,7 @@ from chanstream import (
     UserMessage,
 )
 from chanstream.client import Engine
+from chanstream.engines import flow
 from chanstream.observers import (
     CallEnded,
     CallStarted,
@@ -50,6 +51,7 @@ from chanstream.observers import (
     RetryScheduled,
 )
 from chanstream.testing import Reply
+from chanstream.wire import machine
 from tests.conftest import REQUEST, SCALE, Link, within
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -228,6 +230,15 @@ class TestStream:
         assert notes.over.wait(5)
         stream.close()
         assert notes.end().state == stream.state == "complete"
+
+    def test_a_last_chunk_that_was_held_back(self, plain: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A stream that nothing ends but the clock for its last chunk is told as complete."""
+        for module in (machine, flow):
+            monkeypatch.setattr(module, "HOLD_SECONDS", 0.02)
+        notes = Notes()
+        stream = plain.stream(Reply("a b", usage=False, done=False, end="hold"), observers=[notes])
+        assert list(stream)[-1].is_last_chunk
+        assert (notes.end().state, notes.end().finish_reasons) == ("complete", ("stop",))
 
     def test_a_full_channel(self, plain: Link) -> None:
         """The end of a stream whose channel is full is told when it is closed."""
