@@ -1,6 +1,6 @@
 """Opening in an event loop, which goes on meanwhile.
 
-What blocks is done by a thread that opens. The waiting is the loop's: for the head of an answer, and for a pause to end.
+A thread does what blocks: it connects and sends. The loop waits: for the head of an answer, for a pause to be over.
 """
 
 from __future__ import annotations
