@@ -171,6 +171,14 @@ class TestStream:
         list(client.chat_completion_stream(REQUEST))
         assert (other.end().state, other.end().answer.text) == ("failed", "a b")
 
+    def test_chunks_stay_as_they_are(self, plain: Link) -> None:
+        """What is told of a chunk's id does not touch the chunk, which is its consumer's."""
+        notes = Notes()
+        piece = {"id": "c-1", "choices": [{"index": 0, "delta": {"content": "a"}}]}
+        first, *_ = list(plain.stream(Reply(chunks=[piece, piece, "[DONE]"]), observers=[notes]))
+        assert notes.end().response_id == "c-1"
+        assert first.piece == "a"  # nobody has looked at more of it
+
     def test_several_choices(self, plain: Link) -> None:
         """The finish reasons are those of all choices, in their order."""
         notes = Notes()

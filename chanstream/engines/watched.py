@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..channel import Offer, Pipe
@@ -32,7 +33,7 @@ class WatchedFlow(Flow):
         self._watch = call.watch
         self._latencies: list[float] = []
         self._reasons: dict[int, str] = {}
-        self._first = CompletionChunk()
+        self._first: Mapping[str, Any] = {}
         self._assembler = Assembler() if call.watch.wants_answer else None
 
     def feed(self, data: bytes, now: float) -> Offer[CompletionChunk] | None:
@@ -61,7 +62,7 @@ class WatchedFlow(Flow):
 
     def _note(self, chunk: CompletionChunk) -> None:
         if not self._latencies:
-            self._first = chunk
+            self._first = chunk.raw  # the chunk itself is the consumer's, once it is delivered
             self._watch.note(FirstChunk(call=self._watch.call, elapsed=chunk.chunk_latency))
         self._latencies.append(chunk.chunk_latency)
         if chunk.piece is None:  # else it is a piece of text, whose choices are not made yet
@@ -77,7 +78,7 @@ class WatchedFlow(Flow):
             chunk_latencies=tuple(self._latencies),
             finish_reasons=tuple(reason for _, reason in sorted(self._reasons.items())),
             usage=last.usage,
-            response_id=self._first.id or None,
-            response_model=self._first.model or None,
+            response_id=self._first.get("id") or None,
+            response_model=self._first.get("model") or None,
             **about,
         )
