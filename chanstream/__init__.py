@@ -6,6 +6,7 @@ Names are loaded when they are first used, so that ``import chanstream`` costs n
 from __future__ import annotations
 
 from importlib import import_module
+from os import environ as _environ
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -133,6 +134,12 @@ if not TYPE_CHECKING:  # a type checker shall know the names above, and complain
         value = getattr(import_module(f".{home}", __name__), name)
         globals()[name] = value
         return value
+
+
+if _environ.get("CHANSTREAM_LOG"):
+    from .logs import log_to_stderr as _log_to_stderr
+
+    _log_to_stderr(_environ["CHANSTREAM_LOG"])
 
 
 def __dir__() -> list[str]:

@@ -262,8 +262,11 @@ class Observers:
                     self._log_once(observer)
                 else:
                     interrupt = error
-        if interrupt is not None:
-            raise interrupt
+        try:
+            if interrupt is not None:
+                raise interrupt
+        finally:
+            del interrupt  # a circle with its traceback
 
     def _log_once(self, observer: Observer) -> None:
         mine = object()

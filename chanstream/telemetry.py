@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .errors import APIConnectionError
 from .models.messages import REASONING_KEYS
 from .observers import CallEnded, CallStarted, Fact, ObservedCall
 
@@ -68,7 +69,8 @@ class OpenTelemetryObserver:
         tracer_provider: Where spans go; by default the global provider.
         meter_provider: Where metrics go; by default the global provider.
         capture_content: Whether the span shall hold the texts: ``gen_ai.input.messages`` and
-            ``gen_ai.output.messages``, as JSON. Without it no text of a prompt or an answer leaves the process.
+            ``gen_ai.output.messages``, as JSON, and what the server says of errors, which may cite them. Without it
+            no text of a prompt or an answer is in a span or metric.
 
     Raises:
         ImportError: The extra is not installed.
@@ -126,7 +128,8 @@ class OpenTelemetryObserver:
         if self.wants_answer and span.is_recording() and hasattr(end.answer, "choices"):
             _set_json(span, "gen_ai.output.messages", [_output(choice) for choice in end.answer.choices])
         if end.state == "failed":
-            span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, str(end.error)))
+            may_tell = self.wants_answer or isinstance(end.error, APIConnectionError)  # others may cite texts
+            span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, str(end.error) if may_tell else None))
         span.end(_nanoseconds(end.call.started_at + end.elapsed))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -22,7 +22,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from chanstream import (
     AgentCompletionRequest,
+    APIConnectionError,
     AssistantMessage,
+    BadRequestError,
     ChatCompletionRequest,
     EmbeddingRequest,
     FIMCompletionRequest,
@@ -233,7 +235,7 @@ class TestSpans:
         with pytest.raises(RateLimitError):
             client.chat_completion_stream(REQUEST)
         span = backend.span()
-        assert (span.status.status_code, "Slow down." in (span.status.description or "")) == (StatusCode.ERROR, True)
+        assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, None)
         found = told(span)
         assert (found["error.type"], found["chanstream.state"], found["chanstream.attempts"]) == (
             "RateLimitError",
@@ -321,10 +323,15 @@ class TestMetrics:
 class TestContent:
     def test_no_text_unless_asked(self, plain: Link, backend: Backend) -> None:
         """Nothing of what was asked or answered is in a span or metric."""
-        client = plain.client(plain.serve(Reply("a-secret-answer")), observers=[backend.observer()])
+        refusal, odd = Reply.error(400, "No a-secret-question here."), Reply.html("a-secret-answer")
+        server = plain.serve("a-secret-answer", "a-secret-answer", refusal, odd)
+        client = plain.client(server, observers=[backend.observer()])
         request = ChatCompletionRequest("m", [UserMessage("a-secret-question")], user="a-secret-user")
         client.chat_completion_stream(request).collect()
         client.chat_completion(request)
+        with pytest.raises(BadRequestError):
+            client.chat_completion(request)
+        assert client.chat_completion_stream(request).get().error is not None
         spans = "".join(span.to_json() for span in backend.exporter.get_finished_spans())
         assert "secret" not in spans + repr(backend.points())
         assert "test-key" not in spans
@@ -401,11 +408,22 @@ class TestContent:
         assert message == {"role": "user", "parts": [{"type": "text", "content": "def "}]}
 
     def test_a_failure(self, plain: Link, backend: Backend) -> None:
-        """Where no answer came there is none in the span."""
-        client = plain.client(plain.serve(Reply.error(500)), observers=[backend.observer(capture_content=True)])
+        """Where no answer came there is none in the span, but what the server said of it."""
+        observer = backend.observer(capture_content=True)
+        client = plain.client(plain.serve(Reply.error(500, "No luck.")), observers=[observer])
         with pytest.raises(InternalServerError):
             client.chat_completion(REQUEST)
-        assert "gen_ai.output.messages" not in told(backend.span())
+        span = backend.span()
+        assert "gen_ai.output.messages" not in told(span)
+        assert "No luck." in (span.status.description or "")
+
+    def test_no_server(self, plain: Link, backend: Backend) -> None:
+        """What the library says of a connection is in the span in any case: it cites nobody."""
+        with plain.serve() as server:
+            url = server.url
+        with pytest.raises(APIConnectionError):
+            plain.client(url, observers=[backend.observer()]).chat_completion(REQUEST)
+        assert "no answer from" in (backend.span().status.description or "")
 
 
 class TestTheObserver:
