@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .cache.client import CachedClient as CachedClient
+    from .cache.engine import CacheEngine as CacheEngine
+    from .cache.files import FileCache as FileCache
+    from .cache.redis import RedisCache as RedisCache
     from .channel import CLOSED as CLOSED
     from .channel import Channel as Channel
     from .channel import ChannelStatistics as ChannelStatistics
@@ -96,6 +100,10 @@ if TYPE_CHECKING:
     from .transport.retry import Retry as Retry
 
 _HOMES = {
+    "cache.client": "CachedClient",
+    "cache.engine": "CacheEngine",
+    "cache.files": "FileCache",
+    "cache.redis": "RedisCache",
     "channel": "CLOSED Channel ChannelStatistics MergedChannel merge select",
     "client": "Client",
     "context": "Context Timeout",

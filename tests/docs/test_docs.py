@@ -50,8 +50,11 @@ def run(block: Block, names: dict[str, Any], internet: Internet, capsys: pytest.
 
 @pytest.mark.usefixtures("nothing_left", "usual_log")
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
-def test_the_blocks_of_a_page(page: Path, internet: Internet, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_blocks_of_a_page(
+    page: Path, internet: Internet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The Python blocks of a page, run from top to bottom, work and print what the page says."""
+    monkeypatch.chdir(tmp_path)  # for what a page writes
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in python_blocks(page):
         run(block, names, internet, capsys)
