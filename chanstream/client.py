@@ -6,8 +6,8 @@ import ipaddress
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
@@ -40,6 +40,7 @@ from .models.chat import (
 from .models.chunk import CompletionChunk
 from .models.codec import best_loads, dumps
 from .models.embeddings import EmbeddingRequest, EmbeddingResponse
+from .observers import Observer, Observers
 from .stream import CompletionStream, Errors
 from .transport.limits import RateLimiter
 from .transport.retry import Retry
@@ -129,6 +130,7 @@ class Client:
         extra_query: Parts of the URL's query, for every request. Those of a call come over these, here as above.
         session: A `requests.Session` to use, with its adapters, proxies, CA and certificates. It stays the caller's to
             close. A request that it sends can be cut only once its head is in.
+        observers: Callables that are told what happens in each call; see `chanstream.observers`.
 
     Raises:
         ChanstreamError: There is no key; the text names the variable.
@@ -158,6 +160,7 @@ class Client:
         extra_body: Mapping[str, Any] | None = None,
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, Any] | None = None,
+        observers: Iterable[Observer] = (),
     ) -> None:
         self._dialect = _dialect(dialect)
         self._base_url = _base_url(self._dialect.base_url if base_url is None else base_url)
@@ -171,6 +174,7 @@ class Client:
         self._max_event_bytes = _at_least_1("max_event_bytes", max_event_bytes)
         self._limiter = _limiter(rate_limiter)
         self._extras = Extras(extra_body, extra_headers, extra_query)
+        self._observers = Observers(observers)
         self._settings: dict[str, Any] = {
             "api_key": api_key,
             "base_url": base_url,
@@ -188,6 +192,7 @@ class Client:
             "extra_body": extra_body,
             "extra_headers": extra_headers,
             "extra_query": extra_query,
+            "observers": self._observers.all,
         }
         headers = {"User-Agent": f"chanstream/{__version__}"}
         self._transport = Transport(self._base_url, _key(api_key, self._dialect), headers, session)
@@ -380,7 +385,7 @@ class Client:
         _typed("request", request, EmbeddingRequest)
         extras = Extras(extra_body, extra_headers, extra_query)
         options = _Options(timeout, context, extras)
-        call = self._call(_EMBEDDINGS, self._dialect.embedding_body(request), options)
+        call = self._call(_EMBEDDINGS, self._dialect.embedding_body(request), options, request)
         with self._explained(request):
             answer: EmbeddingResponse = self._fetched(call, "embeddings", "data", EmbeddingResponse.from_dict)
         object.__setattr__(answer, "dtype", request.output_dtype or "float")
@@ -497,14 +502,14 @@ class Client:
                 require_finish_reason=self._require_finish_reason,
                 secret=self._transport.secret,
             ),
-            self._call(path, body, options, accept="text/event-stream"),
+            self._call(path, body, options, request, accept="text/event-stream"),
         )
 
     @contextmanager
     def _opened(self, request: Completion, call: Call) -> Iterator[None]:
         """Let the call's context go if no answer comes."""
         try:
-            with self._explained(request):
+            with call.watch or nullcontext(), self._explained(request):
                 yield
         except BaseException:
             call.context.release()
@@ -512,7 +517,7 @@ class Client:
 
     def _completed(self, request: Completion, options: _Options) -> ChatCompletionResponse:
         path, body = self._dialect.path_of(request), self._dialect.body(request, stream=False)
-        call = self._call(path, body, options)
+        call = self._call(path, body, options, request)
         with self._explained(request):
             answer = self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict)
         return parted(answer) if self._think_tags else answer
@@ -591,7 +596,13 @@ class Client:
         )
 
     def _call(
-        self, path: str, body: dict[str, Any] | None, options: _Options, *, accept: str = "application/json"
+        self,
+        path: str,
+        body: dict[str, Any] | None,
+        options: _Options,
+        request: Any = None,
+        *,
+        accept: str = "application/json",
     ) -> Call:
         """Return the call for a request, with a context of its own; all that can be wrong with it is told here."""
         extras = self._extras.over(options.extras)
@@ -608,10 +619,24 @@ class Client:
             limiter=self._limiter,
             headers=extras.headers,
             query=extras.query,
+            watch=self._observers.watch(
+                dialect=self._dialect.name,
+                base_url=self._base_url,
+                path=path,
+                stream=accept == "text/event-stream",
+                request=request,
+            ),
         )
 
     def _fetched(self, call: Call, what: str, key: str, load: Callable[[Any], M]) -> M:
         """Return the whole answer to a call: ``what``, a JSON object with this key."""
+        with call.watch or nullcontext():
+            answer = self._answered(call, what, key, load)
+            if call.watch is not None:
+                call.watch.answered(answer)
+            return answer
+
+    def _answered(self, call: Call, what: str, key: str, load: Callable[[Any], M]) -> M:
         started = time.monotonic()
         try:
             head, body = self._transport.fetch(call)

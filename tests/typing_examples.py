@@ -63,6 +63,8 @@ from chanstream import (
     merge,
     select,
 )
+from chanstream.observers import CallEnded, Fact, RetryScheduled
+from chanstream.telemetry import OpenTelemetryObserver
 from chanstream.testing import RecordedRequest, Reply, StreamServer
 from chanstream.wire.framing import ServerSentEvent, decode_events
 
@@ -307,6 +309,20 @@ def errors(client: Client, request: ChatCompletionRequest) -> None:
         clock: Literal["connect", "first_chunk", "idle", "total", "context"] = error.clock
         wrong_clock: Literal["other"] = error.clock  # type: ignore[assignment]
         partial: ChatCompletionResponse | None = error.partial
+
+
+def observing(fact: Fact) -> None:
+    """Facts are told apart by their type; an observer takes any."""
+    match fact:
+        case CallEnded(state=state, call=call):
+            right_state: Literal["complete", "failed", "cancelled"] = state
+            wrong_state: Literal["other"] = state  # type: ignore[assignment]
+            model: str | None = call.model
+        case RetryScheduled():
+            pause: float = fact.pause
+            wrong_pause: str = fact.pause  # type: ignore[assignment]
+    Client(observers=[observing, OpenTelemetryObserver(capture_content=True)])
+    Client(observers=[len])  # type: ignore[list-item]
 
 
 def other_modules() -> None:

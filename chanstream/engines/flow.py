@@ -117,9 +117,11 @@ class Flow:
     def cancel(self, error: ChanstreamError) -> None:
         """End the stream with ``error`` now."""
         self.over = True
-        self.fail(error)
-        self._pipe.close()
-        self._line.cancel()
+        try:
+            self.fail(error)
+        finally:  # Ctrl-C may come, in an observer too
+            self._pipe.close()
+            self._line.cancel()
 
     def end(self) -> None:
         """Free everything, after the last byte."""

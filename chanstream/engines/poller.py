@@ -32,8 +32,8 @@ from ..transport.session import Answer, Call
 from ..transport.takeover import take_over
 from ..wire.machine import StreamMachine
 from . import threaded
-from .flow import Flow
 from .polled import LEASE_SECONDS, Polled
+from .watched import flow_of
 from .watching import READ, Watcher, new_watcher
 
 _LINGER = 0.02
@@ -58,7 +58,7 @@ def start(call: Call, answer: Answer, machine: StreamMachine, pipe: Pipe[Complet
     if line is None:
         threaded.start(call, answer, machine, pipe)
         return
-    stream = Polled(Flow(call, answer, line, machine, pipe), line, pipe, _the_poller)
+    stream = Polled(flow_of(call, answer, line, machine, pipe), line, pipe, _the_poller)
     try:
         # Bytes that were read ahead with the head are seen by no selector; and a short answer is all there already.
         if not stream.begin():

@@ -14,6 +14,7 @@ from ..transport.session import Answer, Call
 from ..transport.source import Source
 from ..wire.machine import StreamMachine
 from .flow import Flow
+from .watched import flow_of
 
 _log = logging.getLogger("chanstream")
 
@@ -28,11 +29,12 @@ def start(call: Call, answer: Answer, machine: StreamMachine, pipe: Pipe[Complet
         machine: Makes the chunks of it.
         pipe: Where the chunks go; it is closed after the chunk that ends the stream.
     """
-    flow = Flow(call, answer, answer.source, machine, pipe)
+    flow = flow_of(call, answer, answer.source, machine, pipe)
     thread = threading.Thread(target=_run, args=(flow, answer.source, pipe), name="chanstream-producer", daemon=True)
     try:
         thread.start()
-    except BaseException:  # no more threads, or Ctrl-C
+    except BaseException as error:  # no more threads, or Ctrl-C
+        flow.fail(StreamError(f"the stream could not be started: {error!r}"))
         answer.source.close()
         call.context.release()
         raise

@@ -38,6 +38,8 @@ async def open_async(transport: Transport, call: Call) -> Answer:
         call.context.raise_if_done()
         if call.limiter is not None:
             await _turn(call.limiter, call.context)
+        if call.watch is not None:
+            call.watch.sent()
         try:
             return await _attempt(transport, call)
         except (APIStatusError, APIConnectionError) as error:

@@ -25,6 +25,7 @@ from urllib3.exceptions import HTTPError
 from .. import timers
 from ..context import Context, Timeout
 from ..errors import APIConnectionError, APIStatusError, APITimeoutError, ChanstreamError, StreamError, redact
+from ..observers import Watch
 from .connection import CuttableAdapter, Exchange
 from .head import ResponseHead
 from .limits import RateLimiter, wait_for_turn
@@ -52,6 +53,7 @@ class Call:
         method: The HTTP method. path: What follows the base URL. body: JSON, or None. accept: The type wanted.
         context: Cuts the call when it is done. timeout: Its ``connect`` and ``first_chunk`` are kept here.
         retry: When to try again. limiter: Asked before each attempt. headers, query: Sent in addition.
+        watch: Told what happens; None where nobody wants to know.
     """
 
     method: str
@@ -64,6 +66,7 @@ class Call:
     limiter: RateLimiter | None = None
     headers: Mapping[str, str] = attrs.field(factory=dict)
     query: Mapping[str, Any] = attrs.field(factory=dict)
+    watch: Watch | None = None
 
 
 @attrs.frozen
@@ -143,6 +146,8 @@ class Transport:
             call.context.raise_if_done()
             if call.limiter is not None:
                 wait_for_turn(call.limiter, call.context)
+            if call.watch is not None:
+                call.watch.sent()
             try:
                 return self._attempt(call, finish)
             except (APIStatusError, APIConnectionError) as error:
@@ -159,6 +164,8 @@ class Transport:
             return None
         pause = call.retry.delay(error, retries)
         _log.info("retry %d of %d in %.2f s after: %s", retries + 1, call.retry.max_retries, pause, str(error))
+        if call.watch is not None:
+            call.watch.failed(error, pause)
         return pause
 
     def close(self) -> None:
@@ -179,12 +186,19 @@ class Transport:
         """Return an answer whose head is in; raises what it says if it is a refusal."""
         answer = Answer(ResponseHead(response.status_code, response.headers), Source(response, exchange), asked_at)
         _log.debug("%s %s: %d", call.method, call.path, response.status_code)
-        if response.status_code in _OK:
-            return answer
         try:
-            raise self._refusal(answer)
-        finally:
+            self._look_at(answer, call)
+        except BaseException:  # Ctrl-C too
             answer.source.close()
+            raise
+        return answer
+
+    def _look_at(self, answer: Answer, call: Call) -> None:
+        """Tell of the head; raise what it says if it is a refusal."""
+        if call.watch is not None:
+            call.watch.received(answer.head)
+        if answer.head.status_code not in _OK:
+            raise self._refusal(answer)
 
     def exchanged(self, exchange: Exchange, call: Call) -> requests.Response:
         """Return the response to a call, once its head is in."""
