@@ -11,18 +11,22 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import quote, urlsplit
 
+import attrs
+
 from . import __version__
 from .channel import Pipe
 from .context import Context, Timeout
 from .dialects import DIALECTS, Dialect
-from .engines import poller, threaded
+from .engines import poller, resuming, threaded
 from .errors import APITimeoutError, ChanstreamError, StreamAPIError, StreamDecodeError, redact
 from .models.catalog import ModelCapabilities, ModelCard, ModelList
 from .models.chat import ChatCompletionRequest, ChatCompletionResponse
 from .models.chunk import CompletionChunk
 from .models.codec import best_loads, dumps
 from .models.embeddings import EmbeddingRequest, EmbeddingResponse
+from .models.messages import AssistantMessage
 from .stream import CompletionStream, Errors
+from .transport.head import ResponseHead
 from .transport.retry import Retry
 from .transport.session import Call, Transport
 from .wire.machine import MAX_EVENT_BYTES, StreamMachine
@@ -114,6 +118,7 @@ class Client:
         context: Context | None = None,
         buffer: int | None = None,
         errors: Errors | None = None,
+        resume: Literal["prefix"] | None = None,
     ) -> CompletionStream:
         """Return a stream of the answer's chunks, once the head of the answer is in.
 
@@ -123,6 +128,9 @@ class Client:
             context: Cancels the call, before its head and after.
             buffer: The channel's capacity for this call, in chunks.
             errors: ``"inband"`` or ``"raise"``, for this call.
+            resume: What to do when the answer is cut off in the middle of its text: None ends the stream with an
+                error; ``"prefix"`` sends the text so far back as the beginning of the answer, up to three times, and
+                the rest comes in the same stream. Only for dialects that take such a prefix, and for one choice.
 
         Raises:
             TypeError, ValueError: An argument is wrong; the text names it, and nothing was sent.
@@ -137,24 +145,15 @@ class Client:
         mode: Errors = self._errors if errors is None else _one_of("errors", errors, get_args(Errors))
         _typed("request", request, ChatCompletionRequest)
         body = dumps(self._dialect.body(request, stream=True))
+        if resume is not None:
+            self._check_resume(resume, request)
         call = self._call(_CHAT, body, timeout, context, accept="text/event-stream")
-        try:
-            answer = self._transport.open(call)
-        except BaseException:
-            call.context.release()
-            raise
-        machine = StreamMachine(
-            started,
-            content_type=answer.head.content_type,
-            n=request.n or 1,
-            max_event_bytes=self._max_event_bytes,
-            require_finish_reason=self._require_finish_reason,
-            secret=self._transport.secret,
-        )
         pipe: Pipe[CompletionChunk] = Pipe(capacity)
-        start = threaded.start if self._engine == "threaded" else poller.start
-        start(call, answer, machine, pipe)
-        return CompletionStream(pipe, call.context, answer.head, mode)
+        if resume is None:
+            head = self._start(call, started, request.n or 1, pipe)
+        else:
+            head = resuming.start(self._asker(request, call), call.context, call.retry, started, pipe)
+        return CompletionStream(pipe, call.context, head, mode)
 
     def chat_completion(
         self,
@@ -265,6 +264,47 @@ class Client:
             own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
         method = "GET" if body is None else "POST"
         return Call(method=method, path=path, body=body, accept=accept, context=own, timeout=clocks, retry=self._retry)
+
+    def _start(self, call: Call, started: float, n: int, pipe: Pipe[CompletionChunk]) -> ResponseHead:
+        """Send a call and see to it that the chunks of the answer come into ``pipe``; return the answer's head."""
+        try:
+            answer = self._transport.open(call)
+        except BaseException:
+            call.context.release()
+            raise
+        machine = StreamMachine(
+            started,
+            content_type=answer.head.content_type,
+            n=n,
+            max_event_bytes=self._max_event_bytes,
+            require_finish_reason=self._require_finish_reason,
+            secret=self._transport.secret,
+        )
+        start = threaded.start if self._engine == "threaded" else poller.start
+        start(call, answer, machine, pipe)
+        return answer.head
+
+    def _check_resume(self, resume: str, request: ChatCompletionRequest) -> None:
+        _one_of("resume", resume, ("prefix",))
+        if not self._dialect.takes_prefix:
+            raise ValueError(f"resume: the {self._dialect.name!r} dialect does not go on from a prefix")
+        if (request.n or 1) > 1:
+            raise ValueError(f"resume: only one choice can be gone on with, and n is {request.n}")
+        if getattr(request.messages[-1], "prefix", None):
+            raise ValueError("resume: the last message is a prefix already")
+
+    def _asker(self, request: ChatCompletionRequest, call: Call) -> resuming.Ask:
+        """Return what asks for the rest of the answer to a request, under the call's context."""
+
+        def ask(so_far: str, since: float, pipe: Pipe[CompletionChunk]) -> ResponseHead:
+            part = attrs.evolve(call, context=call.context.with_cancel())
+            if so_far:
+                messages = [*request.messages, AssistantMessage(so_far, prefix=True)]
+                rest = attrs.evolve(request, messages=messages)
+                part = attrs.evolve(part, body=dumps(self._dialect.body(rest, stream=True)))
+            return self._start(part, since, 1, pipe)
+
+        return ask
 
     def _fetched(self, call: Call, what: str, key: str, load: Callable[[Any], M]) -> M:
         """Return the whole answer to a call: ``what``, a JSON object with this key."""
