@@ -6,8 +6,8 @@ is no thread while a part is coming. Where one was cut the feeder waits for the 
 takes a thread, "chanstream-resume", which lives until the head is in.
 
 All parts run under the context of the whole, each with a child of it: so a cancel or a deadline reaches whichever is
-on, and an idle clock ends its part alone. Between two parts the thread that asks listens to the context, and ends the
-part that has not begun. So whatever happens, when it happens, is the end of the part that is on, and comes to the
+on, and an idle clock ends its part alone. Between two parts the next one listens to the context itself, and ends
+before it has begun. So whatever happens, when it happens, is the end of the part that is on, and comes to the
 feeder as the chunk that ends it.
 
 The feeder takes no more while what it has put into the consumer's pipe waits for room: the part's pipe fills up, and
@@ -136,6 +136,8 @@ class _Resuming(Feeder):
         wait = self._retry.delay(cut, joint.cuts - 1)
         _log.info("going on with a cut answer in %.2f s, try %d of %d, after: %s", wait, joint.cuts, TRIES, cut)
         part = _NextPart(self._ask, self._context, self.part, cut, self._started + joint.elapsed)
+        if self._context.done():  # which has ended the part
+            return
         run = partial(part.ask, joint.prefix, wait)
         try:
             threading.Thread(target=run, name="chanstream-resume", daemon=True).start()
@@ -160,20 +162,20 @@ class _NextPart:
         self._context = context
         self._pipe = pipe
         self._started = started
+        self._forget = context.on_done(self._end)
 
     def ask(self, prefix: str, wait: float) -> None:
         """Ask for it after a while; the body of the thread."""
-        forget = self._context.on_done(self._end)
         try:
             if not self._context.wait(wait):
                 self._ask(prefix, self._started, self._pipe)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer must not wait for ever
             self.give_up(error)
-        finally:
-            forget()
+        self._forget()
 
     def give_up(self, error: BaseException) -> None:
         """End the stream as the cut had ended it, or as its context says."""
+        self._forget()
         cancelled = self._context.error
         if cancelled is None:
             _log.warning("a cut answer cannot be gone on with: %s", error)

@@ -176,8 +176,8 @@ class TestTheSeam:
 class TestLatencies:
     def test_they_add_up(self) -> None:
         """The time that the cut took, and that of chunks left out, is in the latency of the next one handed on."""
-        out = joined(text("A"), cut(), text("A", 1.0), other(role="assistant"), text("B"), last())
-        assert [chunk.chunk_latency for chunk in out] == [0.25, 0.5 + 1.0 + 0.25 + 0.25, 0.25]
+        out = joined(text("A"), cut(), other(role="assistant"), text("A", 1.0), text("B"), last())
+        assert [chunk.chunk_latency for chunk in out] == [0.25, 0.5 + 0.25 + 1.0 + 0.25, 0.25]
         assert out[-1].total_latency == sum(chunk.chunk_latency for chunk in out)
 
     def test_those_of_an_error(self) -> None:
