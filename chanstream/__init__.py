@@ -45,9 +45,11 @@ if TYPE_CHECKING:
     from .errors import UnprocessableEntityError as UnprocessableEntityError
     from .models.catalog import ModelCapabilities as ModelCapabilities
     from .models.catalog import ModelCard as ModelCard
+    from .models.chat import AgentCompletionRequest as AgentCompletionRequest
     from .models.chat import ChatCompletionRequest as ChatCompletionRequest
     from .models.chat import ChatCompletionResponse as ChatCompletionResponse
     from .models.chat import Choice as Choice
+    from .models.chat import FIMCompletionRequest as FIMCompletionRequest
     from .models.chat import FinishReason as FinishReason
     from .models.chat import JSONSchema as JSONSchema
     from .models.chat import ResponseFormat as ResponseFormat
@@ -66,6 +68,15 @@ if TYPE_CHECKING:
     from .models.embeddings import Embedding as Embedding
     from .models.embeddings import EmbeddingRequest as EmbeddingRequest
     from .models.embeddings import EmbeddingResponse as EmbeddingResponse
+    from .models.events import CompletionEvent as CompletionEvent
+    from .models.events import Failed as Failed
+    from .models.events import Finished as Finished
+    from .models.events import ReasoningDelta as ReasoningDelta
+    from .models.events import ReasoningDone as ReasoningDone
+    from .models.events import TextDelta as TextDelta
+    from .models.events import TextDone as TextDone
+    from .models.events import ToolCallDelta as ToolCallDelta
+    from .models.events import ToolCallDone as ToolCallDone
     from .models.messages import AssistantMessage as AssistantMessage
     from .models.messages import Role as Role
     from .models.messages import SystemMessage as SystemMessage
@@ -76,9 +87,11 @@ if TYPE_CHECKING:
     from .models.tools import Tool as Tool
     from .models.tools import ToolCall as ToolCall
     from .models.tools import ToolChoice as ToolChoice
+    from .stream import CompletionEvents as CompletionEvents
     from .stream import CompletionStream as CompletionStream
     from .transport.head import RateLimits as RateLimits
     from .transport.head import ResponseHead as ResponseHead
+    from .transport.limits import RateLimiter as RateLimiter
     from .transport.retry import Retry as Retry
 
 _HOMES = {
@@ -91,16 +104,19 @@ _HOMES = {
     " PermissionDeniedError RateLimitError StreamAPIError StreamCancelledError StreamDecodeError StreamError"
     " StreamInterruptedError StreamTruncatedError UnprocessableEntityError",
     "models.catalog": "ModelCapabilities ModelCard",
-    "models.chat": "ChatCompletionRequest ChatCompletionResponse Choice FinishReason JSONSchema ResponseFormat"
-    " UsageInfo",
+    "models.chat": "AgentCompletionRequest ChatCompletionRequest ChatCompletionResponse Choice FIMCompletionRequest"
+    " FinishReason JSONSchema ResponseFormat UsageInfo",
     "models.chunk": "CompletionChunk DeltaMessage StreamChoice",
     "models.content": "AudioChunk DocumentURLChunk FileChunk ImageURLChunk ReferenceChunk TextChunk ThinkChunk"
     " UnknownChunk",
     "models.embeddings": "Embedding EmbeddingRequest EmbeddingResponse",
+    "models.events": "CompletionEvent Failed Finished ReasoningDelta ReasoningDone TextDelta TextDone ToolCallDelta"
+    " ToolCallDone",
     "models.messages": "AssistantMessage Role SystemMessage ToolMessage UserMessage",
     "models.tools": "Function FunctionCall Tool ToolCall ToolChoice",
-    "stream": "CompletionStream",
+    "stream": "CompletionEvents CompletionStream",
     "transport.head": "RateLimits ResponseHead",
+    "transport.limits": "RateLimiter",
     "transport.retry": "Retry",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

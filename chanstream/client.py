@@ -6,7 +6,9 @@ import ipaddress
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import quote, urlsplit
@@ -16,20 +18,35 @@ import attrs
 from . import __version__
 from .channel import Pipe
 from .context import Context, Timeout
-from .dialects import DIALECTS, Dialect
+from .dialects import DIALECTS, Completion, Dialect
 from .engines import poller, resuming, threaded
-from .errors import APITimeoutError, ChanstreamError, StreamAPIError, StreamDecodeError, redact
+from .errors import (
+    APITimeoutError,
+    BadRequestError,
+    ChanstreamError,
+    StreamAPIError,
+    StreamDecodeError,
+    UnprocessableEntityError,
+    redact,
+)
+from .extras import Extras
 from .models.catalog import ModelCapabilities, ModelCard, ModelList
-from .models.chat import ChatCompletionRequest, ChatCompletionResponse
+from .models.chat import (
+    AgentCompletionRequest,
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    FIMCompletionRequest,
+)
 from .models.chunk import CompletionChunk
 from .models.codec import best_loads, dumps
 from .models.embeddings import EmbeddingRequest, EmbeddingResponse
 from .models.messages import AssistantMessage
 from .stream import CompletionStream, Errors
-from .transport.head import ResponseHead
+from .transport.limits import RateLimiter
 from .transport.retry import Retry
-from .transport.session import Call, Transport
+from .transport.session import Answer, Call, Transport
 from .wire.machine import MAX_EVENT_BYTES, StreamMachine
+from .wire.thinking import ThinkingMachine, parted
 
 if TYPE_CHECKING:
     import requests
@@ -39,6 +56,37 @@ Engine: TypeAlias = Literal["auto", "threaded", "poller"]
 M = TypeVar("M")
 
 _CHAT = "/chat/completions"
+
+
+@attrs.frozen
+class _Options:
+    """What is said for one call; None for what is as the client's."""
+
+    timeout: Timeout | float | None = None
+    context: Context | None = None
+    extras: Extras | None = None
+    buffer: int | None = None
+    errors: Errors | None = None
+    resume: Literal["prefix"] | None = None
+
+
+@attrs.frozen
+class _Opening:
+    """A stream that waits for its head."""
+
+    started: float
+    start: Callable[[Call, Answer, StreamMachine, Pipe[CompletionChunk]], None]
+    buffer: int
+    errors: Errors
+    machine: Callable[..., StreamMachine]
+    call: Call
+
+    def stream(self, answer: Answer) -> CompletionStream:
+        """Return the stream, now that the head is in."""
+        machine = self.machine(self.started, content_type=answer.head.content_type)
+        pipe: Pipe[CompletionChunk] = Pipe(self.buffer)
+        self.start(self.call, answer, machine, pipe)
+        return CompletionStream(pipe, self.call.context, answer.head, self.errors)
 
 
 class Client:
@@ -57,7 +105,13 @@ class Client:
         errors: How a stream gives what goes wrong after its head: ``"inband"``, as a chunk with ``error`` set, or
             ``"raise"``.
         require_finish_reason: Whether an answer without a finish reason counts as cut off.
+        think_tags: Whether an answer that begins with ``<think>...</think>`` is parted: ``reasoning`` has what stands
+            between the tags, ``text`` what follows them. For servers that send thoughts inside the text.
         max_event_bytes: The largest event of a stream that is read, in bytes.
+        rate_limiter: Asked before each attempt; see `RateLimiter`, and `chanstream.limits` for ready ones.
+        extra_body: Members of the JSON object that every request sends in addition to its own, or over them.
+        extra_headers: Headers that every request sends in addition.
+        extra_query: Parts of the URL's query, for every request. Those of a call come over these, here as above.
         session: A `requests.Session` to use, with its adapters, proxies, CA and certificates. It stays the caller's to
             close. A request that it sends can be cut only once its head is in.
 
@@ -82,8 +136,13 @@ class Client:
         engine: Engine = "auto",
         errors: Errors = "inband",
         require_finish_reason: bool = False,
+        think_tags: bool = False,
         max_event_bytes: int = MAX_EVENT_BYTES,
+        rate_limiter: RateLimiter | None = None,
         session: requests.Session | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
     ) -> None:
         self._dialect = _dialect(dialect)
         self._base_url = _base_url(self._dialect.base_url if base_url is None else base_url)
@@ -93,8 +152,11 @@ class Client:
         self._engine = _one_of("engine", engine, get_args(Engine))
         self._errors: Errors = _one_of("errors", errors, get_args(Errors))
         self._require_finish_reason = _typed("require_finish_reason", require_finish_reason, bool)
+        self._think_tags = _typed("think_tags", think_tags, bool)
         self._max_event_bytes = _at_least_1("max_event_bytes", max_event_bytes)
-        self._settings = {
+        self._limiter = None if rate_limiter is None else _typed("rate_limiter", rate_limiter, RateLimiter)
+        self._extras = Extras(extra_body, extra_headers, extra_query)
+        self._settings: dict[str, Any] = {
             "api_key": api_key,
             "base_url": base_url,
             "dialect": dialect,
@@ -104,8 +166,13 @@ class Client:
             "engine": engine,
             "errors": errors,
             "require_finish_reason": require_finish_reason,
+            "think_tags": think_tags,
             "max_event_bytes": max_event_bytes,
+            "rate_limiter": rate_limiter,
             "session": session,
+            "extra_body": extra_body,
+            "extra_headers": extra_headers,
+            "extra_query": extra_query,
         }
         headers = {"User-Agent": f"chanstream/{__version__}"}
         self._transport = Transport(self._base_url, _key(api_key, self._dialect), headers, session)
@@ -119,6 +186,9 @@ class Client:
         buffer: int | None = None,
         errors: Errors | None = None,
         resume: Literal["prefix"] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
     ) -> CompletionStream:
         """Return a stream of the answer's chunks, once the head of the answer is in.
 
@@ -131,6 +201,9 @@ class Client:
             resume: What to do when the answer is cut off in the middle of its text: None ends the stream with an
                 error; ``"prefix"`` sends the text so far back as the beginning of the answer, up to three times, and
                 the rest comes in the same stream. Only for dialects that take such a prefix, and for one choice.
+            extra_body: Members of the JSON object, in addition to the request's, or over them.
+            extra_headers: Headers in addition.
+            extra_query: Parts of the URL's query.
 
         Raises:
             TypeError, ValueError: An argument is wrong; the text names it, and nothing was sent.
@@ -140,20 +213,41 @@ class Client:
 
         What goes wrong after the head is in comes with the stream.
         """
-        started = time.monotonic()
-        capacity = self._buffer if buffer is None else _at_least_1("buffer", buffer)
-        mode: Errors = self._errors if errors is None else _one_of("errors", errors, get_args(Errors))
         _typed("request", request, ChatCompletionRequest)
-        body = dumps(self._dialect.body(request, stream=True))
-        if resume is not None:
-            self._check_resume(resume, request)
-        call = self._call(_CHAT, body, timeout, context, accept="text/event-stream")
-        pipe: Pipe[CompletionChunk] = Pipe(capacity)
-        if resume is None:
-            head = self._start(call, started, request.n or 1, pipe)
-        else:
-            head = resuming.start(self._asker(request, call), call.context, call.retry, started, pipe)
-        return CompletionStream(pipe, call.context, head, mode)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        return self._streamed(request, _Options(timeout, context, extras, buffer, errors, resume))
+
+    async def chat_completion_stream_async(
+        self,
+        request: ChatCompletionRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        buffer: int | None = None,
+        errors: Errors | None = None,
+        resume: Literal["prefix"] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+    ) -> CompletionStream:
+        """Return as `chat_completion_stream`, from an event loop of asyncio, which goes on meanwhile.
+
+        ::
+
+            async for evt in await client.chat_completion_stream_async(request):
+                ...
+
+        Cancelling the task cancels the request, and a stream that is left early is closed. However many streams there
+        are, no thread waits for a head or for chunks: usually one connects and sends, and one reads.
+        """
+        from .transport.asynchronous import open_async  # with asyncio, which takes its time to load
+
+        _typed("request", request, ChatCompletionRequest)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        opening = self._opening(request, _Options(timeout, context, extras, buffer, errors, resume))
+        with self._opened(request, opening.call):
+            answer = await open_async(self._transport, opening.call)
+        return opening.stream(answer)
 
     def chat_completion(
         self,
@@ -161,6 +255,9 @@ class Client:
         *,
         timeout: Timeout | float | None = None,
         context: Context | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
     ) -> ChatCompletionResponse:
         """Return the whole answer, asked for without streaming.
 
@@ -168,6 +265,9 @@ class Client:
             request: What to ask for.
             timeout: The clocks of this call, instead of the client's; ``first_chunk`` covers the whole answer here.
             context: Cancels the call.
+            extra_body: Members of the JSON object, in addition to the request's, or over them.
+            extra_headers: Headers in addition.
+            extra_query: Parts of the URL's query.
 
         Raises:
             TypeError, ValueError: An argument is wrong; the text names it, and nothing was sent.
@@ -177,9 +277,72 @@ class Client:
             StreamDecodeError: The answer is no chat completion.
         """
         _typed("request", request, ChatCompletionRequest)
-        body = dumps(self._dialect.body(request, stream=False))
-        call = self._call(_CHAT, body, timeout, context)
-        return self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        return self._completed(request, _Options(timeout, context, extras))
+
+    def agent_completion_stream(
+        self,
+        request: AgentCompletionRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        buffer: int | None = None,
+        errors: Errors | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+    ) -> CompletionStream:
+        """Return a stream of an agent's answer; as `chat_completion_stream`. Only Mistral has agents."""
+        _typed("request", request, AgentCompletionRequest)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
+
+    def agent_completion(
+        self,
+        request: AgentCompletionRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+    ) -> ChatCompletionResponse:
+        """Return an agent's whole answer; as `chat_completion`. Only Mistral has agents."""
+        _typed("request", request, AgentCompletionRequest)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        return self._completed(request, _Options(timeout, context, extras))
+
+    def fim_completion_stream(
+        self,
+        request: FIMCompletionRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        buffer: int | None = None,
+        errors: Errors | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+    ) -> CompletionStream:
+        """Return a stream of code that fills a gap; as `chat_completion_stream`. Only Mistral fills in."""
+        _typed("request", request, FIMCompletionRequest)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
+
+    def fim_completion(
+        self,
+        request: FIMCompletionRequest,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+    ) -> ChatCompletionResponse:
+        """Return the whole code that fills a gap; as `chat_completion`. Only Mistral fills in."""
+        _typed("request", request, FIMCompletionRequest)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        return self._completed(request, _Options(timeout, context, extras))
 
     def embeddings(
         self,
@@ -187,6 +350,9 @@ class Client:
         *,
         timeout: Timeout | float | None = None,
         context: Context | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
     ) -> EmbeddingResponse:
         """Return the vectors of texts.
 
@@ -194,13 +360,19 @@ class Client:
             request: What to embed.
             timeout: The clocks of this call, instead of the client's; ``first_chunk`` covers the whole answer.
             context: Cancels the call.
+            extra_body: Members of the JSON object, in addition to the request's, or over them.
+            extra_headers: Headers in addition.
+            extra_query: Parts of the URL's query.
 
         Raises:
             As `chat_completion`.
         """
         _typed("request", request, EmbeddingRequest)
-        call = self._call("/embeddings", dumps(self._dialect.embedding_body(request)), timeout, context)
-        answer: EmbeddingResponse = self._fetched(call, "embeddings", "data", EmbeddingResponse.from_dict)
+        extras = Extras(extra_body, extra_headers, extra_query)
+        options = _Options(timeout, context, extras)
+        call = self._call("/embeddings", self._dialect.embedding_body(request), options)
+        with self._explained(request):
+            answer: EmbeddingResponse = self._fetched(call, "embeddings", "data", EmbeddingResponse.from_dict)
         object.__setattr__(answer, "dtype", request.output_dtype or "float")
         return answer
 
@@ -214,7 +386,7 @@ class Client:
         Raises:
             As `chat_completion`.
         """
-        call = self._call("/models", None, timeout, context)
+        call = self._call("/models", None, _Options(timeout, context))
         return list(self._fetched(call, "a list of models", "data", ModelList.from_dict).data)
 
     def search_models(
@@ -240,51 +412,139 @@ class Client:
         Raises:
             NotFoundError: The server does not have it.
         """
-        call = self._call(f"/models/{_in_a_path('model_id', model_id)}", None, timeout, context)
+        call = self._call(f"/models/{_in_a_path('model_id', model_id)}", None, _Options(timeout, context))
         return self._fetched(call, "a model", "id", ModelCard.from_dict)
+
+    def with_options(
+        self,
+        *,
+        timeout: Timeout | float | None = None,
+        retry: Retry | None = None,
+        max_retries: int | None = None,
+        rate_limiter: RateLimiter | None = None,
+        buffer: int | None = None,
+        errors: Errors | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+    ) -> Client:
+        """Return a client with other settings that shares this one's connections; what is None stays as it is.
+
+        Args:
+            timeout: As for `Client`, and so are the others that are not described.
+            retry: See there.
+            max_retries: Tries after the first, with the rest of ``retry`` as it is; 0 for none.
+            rate_limiter: See there.
+            buffer: See there.
+            errors: See there.
+            extra_body: Added to those of this client.
+            extra_headers: Likewise.
+            extra_query: Likewise.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the text names it.
+        """
+        if max_retries is not None:
+            retry = attrs.evolve(self._retry if retry is None else retry, max_retries=max_retries)
+        extras = self._extras.over(Extras(extra_body, extra_headers, extra_query))
+        changes: dict[str, Any] = {
+            "timeout": timeout,
+            "retry": retry,
+            "rate_limiter": rate_limiter,
+            "buffer": buffer,
+            "errors": errors,
+            "extra_body": extras.body,
+            "extra_headers": extras.headers,
+            "extra_query": extras.query,
+        }
+        said = {name: value for name, value in changes.items() if value is not None}
+        other = Client(**{**self._settings, **said})
+        other._transport = self._transport
+        return other
 
     def close(self) -> None:
         """Close the connections that no stream uses. The client can still be used: it makes new ones."""
         self._transport.close()
 
-    def _call(
-        self,
-        path: str,
-        body: bytes | None,
-        timeout: Timeout | float | None,
-        context: Context | None,
-        *,
-        accept: str = "application/json",
-    ) -> Call:
-        """Return the call for a request, with a context of its own; all that can be wrong with it is told here."""
-        clocks = self._timeout if timeout is None else Timeout.of(timeout)
-        parent = Context() if context is None else _typed("context", context, Context)
-        own = parent.with_cancel()
-        if clocks.total is not None:
-            own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
-        method = "GET" if body is None else "POST"
-        return Call(method=method, path=path, body=body, accept=accept, context=own, timeout=clocks, retry=self._retry)
+    def _streamed(self, request: Completion, options: _Options) -> CompletionStream:
+        opening = self._opening(request, options)
+        with self._opened(request, opening.call):
+            answer = self._transport.open(opening.call)
+        return opening.stream(answer)
 
-    def _start(self, call: Call, started: float, n: int, pipe: Pipe[CompletionChunk]) -> ResponseHead:
-        """Send a call and see to it that the chunks of the answer come into ``pipe``; return the answer's head."""
+    def _opening(self, request: Completion, options: _Options) -> _Opening:
+        """Return all that a stream needs before its answer; what can be wrong with it is told here."""
+        started = time.monotonic()
+        path, body = self._dialect.path_of(request), self._dialect.body(request, stream=True)
+        if options.resume is not None:
+            self._check_resume(options.resume, request)
+        opening = _Opening(
+            started,
+            threaded.start if self._engine == "threaded" else poller.start,
+            self._buffer if options.buffer is None else _at_least_1("buffer", options.buffer),
+            self._errors if options.errors is None else _one_of("errors", options.errors, get_args(Errors)),
+            partial(
+                ThinkingMachine if self._think_tags else StreamMachine,
+                n=getattr(request, "n", None) or 1,
+                max_event_bytes=self._max_event_bytes,
+                require_finish_reason=self._require_finish_reason,
+                secret=self._transport.secret,
+            ),
+            self._call(path, body, options, accept="text/event-stream"),
+        )
+        return opening if options.resume is None else self._resuming(request, options, opening)
+
+    @contextmanager
+    def _opened(self, request: Completion, call: Call) -> Iterator[None]:
+        """Let the call's context go if no answer comes."""
         try:
-            answer = self._transport.open(call)
+            with self._explained(request):
+                yield
         except BaseException:
             call.context.release()
             raise
-        machine = StreamMachine(
-            started,
-            content_type=answer.head.content_type,
-            n=n,
-            max_event_bytes=self._max_event_bytes,
-            require_finish_reason=self._require_finish_reason,
-            secret=self._transport.secret,
-        )
-        start = threaded.start if self._engine == "threaded" else poller.start
-        start(call, answer, machine, pipe)
-        return answer.head
 
-    def _check_resume(self, resume: str, request: ChatCompletionRequest) -> None:
+    def _completed(self, request: Completion, options: _Options) -> ChatCompletionResponse:
+        path, body = self._dialect.path_of(request), self._dialect.body(request, stream=False)
+        call = self._call(path, body, options)
+        with self._explained(request):
+            answer = self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict)
+        return parted(answer) if self._think_tags else answer
+
+    @contextmanager
+    def _explained(self, request: Completion | EmbeddingRequest) -> Iterator[None]:
+        """Tell which option of the request a refusal is about."""
+        try:
+            yield
+        except (BadRequestError, UnprocessableEntityError) as error:
+            error.option = self._dialect.option_in(error, request)
+            raise
+
+    def _call(
+        self, path: str, body: dict[str, Any] | None, options: _Options, *, accept: str = "application/json"
+    ) -> Call:
+        """Return the call for a request, with a context of its own; all that can be wrong with it is told here."""
+        extras = self._extras.over(options.extras)
+        data = None if body is None else dumps({**body, **extras.body})
+        clocks = self._timeout if options.timeout is None else Timeout.of(options.timeout)
+        parent = Context() if options.context is None else _typed("context", options.context, Context)
+        own = parent.with_cancel()
+        if clocks.total is not None:
+            own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
+        return Call(
+            method="GET" if body is None else "POST",
+            path=path,
+            body=data,
+            accept=accept,
+            context=own,
+            timeout=clocks,
+            retry=self._retry,
+            limiter=self._limiter,
+            headers=extras.headers,
+            query=extras.query,
+        )
+
+    def _check_resume(self, resume: str, request: Any) -> None:
         _one_of("resume", resume, ("prefix",))
         if not self._dialect.takes_prefix:
             raise ValueError(f"resume: the {self._dialect.name!r} dialect does not go on from a prefix")
@@ -293,18 +553,20 @@ class Client:
         if getattr(request.messages[-1], "prefix", None):
             raise ValueError("resume: the last message is a prefix already")
 
-    def _asker(self, request: ChatCompletionRequest, call: Call) -> resuming.Ask:
-        """Return what asks for the rest of the answer to a request, under the call's context."""
+    def _resuming(self, request: Any, options: _Options, opening: _Opening) -> _Opening:
+        """Return the opening of a stream that goes on after a cut."""
+        extras = self._extras.over(options.extras)
 
-        def ask(so_far: str, since: float, pipe: Pipe[CompletionChunk]) -> ResponseHead:
-            part = attrs.evolve(call, context=call.context.with_cancel())
-            if so_far:
-                messages = [*request.messages, AssistantMessage(so_far, prefix=True)]
-                rest = attrs.evolve(request, messages=messages)
-                part = attrs.evolve(part, body=dumps(self._dialect.body(rest, stream=True)))
-            return self._start(part, since, 1, pipe)
+        def rest(so_far: str, since: float, context: Context) -> tuple[Call, Answer, StreamMachine]:
+            messages = [*request.messages, AssistantMessage(so_far, prefix=True)]
+            body = self._dialect.body(attrs.evolve(request, messages=messages), stream=True)
+            call = attrs.evolve(opening.call, body=dumps({**body, **extras.body}), context=context)
+            with self._opened(request, call):
+                answer = self._transport.open(call)
+            return call, answer, opening.machine(since, content_type=answer.head.content_type)
 
-        return ask
+        start = partial(resuming.start, begin=opening.start, rest=rest, started=opening.started)
+        return attrs.evolve(opening, start=start)
 
     def _fetched(self, call: Call, what: str, key: str, load: Callable[[Any], M]) -> M:
         """Return the whole answer to a call: ``what``, a JSON object with this key."""

@@ -8,13 +8,25 @@ are found wherever a server puts them (see `chanstream.models.chunk` and `chanst
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 
-from .models.chat import ChatCompletionRequest
+from .errors import APIStatusError
+from .models.chat import AgentCompletionRequest, ChatCompletionRequest, FIMCompletionRequest
 from .models.embeddings import EmbeddingRequest
+
+Completion: TypeAlias = ChatCompletionRequest | AgentCompletionRequest | FIMCompletionRequest
+"""What can be completed, streamed or whole."""
+
+_FIM, _AGENTS = "/fim/completions", "/agents/completions"
+_PATHS: Mapping[type, str] = {
+    ChatCompletionRequest: "/chat/completions",
+    AgentCompletionRequest: _AGENTS,
+    FIMCompletionRequest: _FIM,
+}
 
 
 @attrs.frozen
@@ -29,6 +41,7 @@ class Dialect:
         rejected: Options that the server answers with an error; they are refused before anything is sent.
         usage_on_request: Whether a stream's usage has to be asked for, with ``stream_options``.
         image_objects: Whether an image's address must be an object, ``{"url": ...}``, and not a bare text.
+        lacking: Paths that the server does not have; they are refused before anything is sent.
         takes_prefix: Whether an answer goes on from a last message of the assistant that has ``prefix`` set. The others
             here begin a new answer after it, or refuse it.
     """
@@ -40,16 +53,17 @@ class Dialect:
     rejected: frozenset[str] = frozenset()
     usage_on_request: bool = False
     image_objects: bool = False
+    lacking: frozenset[str] = frozenset()
     takes_prefix: bool = False
 
-    def body(self, request: ChatCompletionRequest, *, stream: bool) -> dict[str, Any]:
+    def body(self, request: Completion, *, stream: bool) -> dict[str, Any]:
         """Return the JSON object to send.
 
         Raises:
             ValueError: An option is set that the server rejects; the text names it.
         """
         data = self._worded(request)
-        if self.image_objects:
+        if self.image_objects and "messages" in data:
             data["messages"] = [_with_image_objects(message) for message in data["messages"]]
         if stream:
             data["stream"] = True
@@ -61,11 +75,46 @@ class Dialect:
         """Return the JSON object to send; as `body`."""
         return self._worded(request)
 
-    def _worded(self, request: ChatCompletionRequest | EmbeddingRequest) -> dict[str, Any]:
+    def path_of(self, request: Completion) -> str:
+        """Return what follows the base URL for a request.
+
+        Raises:
+            ValueError: The server has no such endpoint.
+        """
+        path = _PATHS[type(request)]
+        if path in self.lacking:
+            raise ValueError(f"request: the {self.name!r} dialect has no {path}, got {type(request).__name__}")
+        return path
+
+    def option_in(self, refusal: APIStatusError, request: Completion | EmbeddingRequest) -> str | None:
+        """Return the option of a request that a refusal names, and what it is called on the wire; None if it does not.
+
+        A name counts where it cannot be an ordinary word: in the refusal's ``param``, between quotes, as a part of a
+        path (``body.user``), or with an underscore in it.
+        """
+        text = f"{refusal.param or ''}\n{refusal.message}"
+        for name in _options(request):
+            wire = self.renamed.get(name, name)
+            if _is_named(wire, text) or wire in re.split(r"[.\[\]]", refusal.param or ""):
+                return name if wire == name else f"{name}, sent as {wire}"
+        return None
+
+    def _worded(self, request: Completion | EmbeddingRequest) -> dict[str, Any]:
         for name in sorted(self.rejected):
             if getattr(request, name, None) is not None:
                 raise ValueError(f"{name}: the {self.name!r} dialect does not take this option")
         return {self.renamed.get(name, name): value for name, value in request.to_dict().items()}
+
+
+def _options(request: Any) -> list[str]:
+    """Return the options that are set, the longest name first, as one may be a part of another."""
+    names = {field.name for field in attrs.fields(type(request))} - {"model", "messages", "extra"}
+    return sorted([*(name for name in names if getattr(request, name) is not None), *request.extra], key=len)[::-1]
+
+
+def _is_named(wire: str, text: str) -> bool:
+    word = rf"(?<!\w){re.escape(wire)}(?!\w)"
+    return bool(re.search(word if "_" in wire else rf"['\"`(.]{word}['\"`).\[]", text))
 
 
 def _with_image_objects(message: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +150,7 @@ GROQ = Dialect(
     rejected=_ONLY_MISTRAL | {"prediction", "metadata", "logprobs", "top_logprobs"},
     usage_on_request=True,
     image_objects=True,
+    lacking=frozenset({_FIM, _AGENTS}),
 )
 
 OPENAI = Dialect(
@@ -111,6 +161,7 @@ OPENAI = Dialect(
     rejected=_ONLY_MISTRAL,
     usage_on_request=True,
     image_objects=True,
+    lacking=frozenset({_FIM, _AGENTS}),
 )
 
 DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (MISTRAL, GROQ, OPENAI)}

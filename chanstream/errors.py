@@ -95,7 +95,10 @@ class APIStatusError(APIError):
         headers: The answer's headers.
         request_id: The server's id for the request, or None.
         retry_after: Seconds that the server asked to wait, or None.
+        option: The option of the request that a 400 or 422 names, and what it is called on the wire; or None.
     """
+
+    option: str | None = None
 
     def __init__(
         self,
@@ -123,7 +126,8 @@ class APIStatusError(APIError):
         return request_id_in(self.headers)
 
     def __str__(self) -> str:
-        return f"[{self.status_code}] {super().__str__()}".strip()
+        said = f"[{self.status_code}] {super().__str__()}".strip()
+        return f"{said} (because of the option {self.option})" if self.option else said
 
 
 class BadRequestError(APIStatusError):
@@ -173,7 +177,7 @@ class StreamAPIError(APIError):
     """The server reported an error inside a stream that had begun well.
 
     Attributes:
-        partial: What had arrived before, where the error comes from ``collect()``; else None.
+        partial: What had arrived before, where ``collect()`` or ``events()`` raised the error; else None.
     """
 
     partial: ChatCompletionResponse | None = None
@@ -190,7 +194,7 @@ class APITimeoutError(APIConnectionError):
         clock: Which: ``"connect"``, ``"first_chunk"``, ``"idle"`` or ``"total"`` of `Timeout`, or
             ``"context"`` for a deadline of the caller's own `Context`.
         seconds: What that clock was set to.
-        partial: What had arrived before, where the error comes from ``collect()``; else None.
+        partial: What had arrived before, where ``collect()`` or ``events()`` raised the error; else None.
     """
 
     partial: ChatCompletionResponse | None = None
@@ -214,7 +218,7 @@ class StreamError(ChanstreamError):
     """An answer began and did not end as it should.
 
     Attributes:
-        partial: What had arrived before, where the error comes from ``collect()``; else None.
+        partial: What had arrived before, where ``collect()`` or ``events()`` raised the error; else None.
     """
 
     partial: ChatCompletionResponse | None = None
@@ -240,7 +244,7 @@ class StreamCancelledError(ChanstreamError):
     """The stream was cancelled, by its context or by ``close()``.
 
     Attributes:
-        partial: What had arrived before, where the error comes from ``collect()``; else None.
+        partial: What had arrived before, where ``collect()`` or ``events()`` raised the error; else None.
     """
 
     partial: ChatCompletionResponse | None = None

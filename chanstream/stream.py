@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Literal, TypeAlias
 
@@ -13,8 +14,10 @@ from .context import Context
 from .errors import ChannelClosedError, ChanstreamError, StreamCancelledError, StreamInterruptedError
 from .models.chat import ChatCompletionResponse
 from .models.chunk import CompletionChunk
+from .models.events import CompletionEvent, Failed
 from .transport.head import ResponseHead
 from .wire.assembly import Assembler
+from .wire.events import EventMachine
 
 Errors: TypeAlias = Literal["inband", "raise"]
 State: TypeAlias = Literal["streaming", "complete", "failed", "cancelled"]
@@ -125,8 +128,13 @@ class CompletionStream(Channel[CompletionChunk]):
         finally:
             self.close()
         if not last.is_last_chunk:
-            raise _with_partial(last.error or StreamCancelledError("the stream was closed"), answer)
+            error = last.error or StreamCancelledError("the stream was closed")
+            raise _with_partial(error, answer.response())
         return answer.response()
+
+    def events(self) -> CompletionEvents:
+        """Return what the chunks that are left say, as events: what each adds, and what is complete."""
+        return CompletionEvents(self, Channel(pipe=self._pipe), self._check_process, self._errors)
 
     def close(self, error: BaseException | None = None) -> None:  # noqa: ARG002 - a channel's close has it
         """Cancel what is still to come, drop what was not taken, and free the socket and every blocked thread.
@@ -197,6 +205,90 @@ class CompletionStream(Channel[CompletionChunk]):
         return f"<CompletionStream {self.state}, {self.qsize()} chunks waiting>"
 
 
-def _with_partial(error: ChanstreamError, answer: Assembler) -> ChanstreamError:
-    error.partial = answer.response()  # type: ignore[attr-defined]  # all errors that end a stream have it
+class CompletionEvents:
+    """What happens to an answer, event by event; made by `CompletionStream.events`.
+
+    ::
+
+        for event in client.chat_completion_stream(request).events():
+            match event:
+                case TextDelta(text):
+                    print(text, end="", flush=True)
+                case ToolCallDone(tool_call=call):
+                    start(call)
+                case Failed(error):
+                    raise error
+
+    An iterator, for ``for`` and for ``async for``. The last event is `Finished`, or `Failed` (raised instead, with
+    ``errors="raise"``, and then the error's ``partial`` is the answer so far). Leaving the loop early closes the
+    stream; ``next(events)`` takes one event and leaves it open.
+
+    Thread safety: none; one thread takes them. The stream may be closed from any other.
+    """
+
+    def __init__(
+        self,
+        stream: CompletionStream,
+        chunks: Channel[CompletionChunk],
+        check_process: Callable[[], None],
+        errors: Errors,
+    ) -> None:
+        self._stream = stream  # which would close if nobody held it
+        self._chunks = chunks  # the stream's, but an error is a chunk here, whatever the stream does with one
+        self._check_process = check_process
+        self._errors = errors
+        self._machine = EventMachine()
+        self._ready: deque[CompletionEvent] = deque()
+
+    def __next__(self) -> CompletionEvent:
+        """Take the next event; leaves the stream open."""
+        while not self._ready:
+            self._check_process()
+            try:
+                self._ready += self._machine.feed(self._chunks.get())
+            except ChannelClosedError:
+                raise StopIteration from None
+        return self._take()
+
+    def __iter__(self) -> Iterator[CompletionEvent]:
+        """Take events to the end of the stream; leaving early closes it."""
+        try:
+            while True:
+                try:
+                    event = next(self)
+                except StopIteration:
+                    return
+                yield event
+        finally:
+            self._close()
+
+    async def __aiter__(self) -> AsyncIterator[CompletionEvent]:
+        """Take events to the end of the stream without blocking the event loop; leaving early closes it."""
+        self._check_process()
+        try:
+            while self._ready:
+                yield self._take()
+            async for chunk in self._chunks:
+                self._ready += self._machine.feed(chunk)
+                while self._ready:
+                    yield self._take()
+        finally:
+            self._close()
+
+    def _take(self) -> CompletionEvent:
+        event = self._ready.popleft()
+        if isinstance(event, Failed) and self._errors == "raise":
+            raise _with_partial(event.error, event.partial)
+        return event
+
+    def _close(self) -> None:
+        self._ready.clear()
+        self._stream.close()
+
+    def __repr__(self) -> str:
+        return f"<CompletionEvents of {self._stream!r}>"
+
+
+def _with_partial(error: ChanstreamError, partial: ChatCompletionResponse) -> ChanstreamError:
+    error.partial = partial  # type: ignore[attr-defined]  # all errors that end a stream have it
     return error

@@ -19,6 +19,8 @@ NAMES = """
     TextChunk ImageURLChunk DocumentURLChunk ReferenceChunk FileChunk ThinkChunk AudioChunk UnknownChunk
     Tool Function ToolChoice ResponseFormat JSONSchema
     CompletionChunk StreamChoice DeltaMessage ChatCompletionResponse Choice ToolCall FunctionCall UsageInfo FinishReason
+    AgentCompletionRequest FIMCompletionRequest RateLimiter
+    TextDelta ReasoningDelta ToolCallDelta TextDone ReasoningDone ToolCallDone Finished Failed CompletionEvents
     Role CompletionStream Channel MergedChannel Context Timeout Retry
     ChanstreamError APIError APIStatusError BadRequestError AuthenticationError PermissionDeniedError NotFoundError
     ConflictError UnprocessableEntityError RateLimitError InternalServerError StreamAPIError APIConnectionError
@@ -51,7 +53,7 @@ def test_a_function(name: str) -> None:
 
 def test_all_is_complete() -> None:
     """``__all__`` has every public name once, and each of them can be had."""
-    assert {*NAMES, "select", "merge", "CLOSED"} <= set(chanstream.__all__)
+    assert {*NAMES, "select", "merge", "CLOSED", "CompletionEvent"} <= set(chanstream.__all__)
     assert len(chanstream.__all__) == len(set(chanstream.__all__))
     assert all(hasattr(chanstream, name) for name in chanstream.__all__)
 

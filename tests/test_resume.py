@@ -184,6 +184,31 @@ class TestEveryConsumer:
 
         assert asyncio.run(text()) == "One day a wire"
 
+    def test_opened_from_a_loop(self, plain: Link) -> None:
+        """So it does when it was opened from there."""
+        client = client_of(plain, plain.serve(CUT, " a wire"))
+
+        async def text() -> str:
+            stream = await client.chat_completion_stream_async(REQUEST, resume="prefix")
+            return "".join([chunk.text async for chunk in stream])
+
+        assert asyncio.run(text()) == "One day a wire"
+
+    def test_think_tags(self, plain: Link) -> None:
+        """Thoughts that stood in the text before the cut are no part of what is gone on from."""
+        server = plain.serve(attrs.evolve(CUT, text="<think>Hm.</think>One day"), "One day a wire")
+        client = client_of(plain, server, think_tags=True)
+        answer = client.chat_completion_stream(REQUEST, resume="prefix").collect()
+        assert (answer.reasoning, answer.text) == ("Hm.", "One day a wire")
+        assert so_far(server.requests[-1]) == "One day"
+
+    def test_extras(self, plain: Link) -> None:
+        """What a call sends in addition is sent for each part."""
+        server = plain.serve(CUT, " a wire")
+        client = client_of(plain, server)
+        said(client.chat_completion_stream(REQUEST, resume="prefix", extra_body={"a": 1}, extra_headers={"X-B": "2"}))
+        assert [(sent.json["a"], sent.headers["x-b"]) for sent in server.requests] == [(1, "2")] * 2
+
     def test_select(self, plain: Link) -> None:
         """`select` takes it."""
         stream, taken = resumed(plain, CUT, " a wire"), []

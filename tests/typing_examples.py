@@ -27,10 +27,13 @@ from chanstream import (
     Choice,
     Client,
     CompletionChunk,
+    CompletionEvent,
+    CompletionEvents,
     CompletionStream,
     Context,
     DeltaMessage,
     Dialect,
+    Failed,
     FinishReason,
     Function,
     FunctionCall,
@@ -47,10 +50,12 @@ from chanstream import (
     StreamError,
     SystemMessage,
     TextChunk,
+    TextDelta,
     ThinkChunk,
     Timeout,
     Tool,
     ToolCall,
+    ToolCallDone,
     ToolChoice,
     ToolMessage,
     UsageInfo,
@@ -162,8 +167,32 @@ def streams(client: Client, request: ChatCompletionRequest) -> None:
     wrong_statistics: int = stream.statistics()  # type: ignore[assignment]
 
 
+def events(stream: CompletionStream) -> None:
+    """An event is told apart by its class and by its type, both of which a type checker follows."""
+    taken: CompletionEvents = stream.events()
+    following: CompletionEvent = next(taken)
+    for event in taken:
+        match event:
+            case TextDelta(text, choice):
+                piece: str = text
+                wrong_piece: int = text  # type: ignore[assignment]
+            case ToolCallDone(tool_call=call):
+                arguments: dict[str, object] = call.function.parsed_arguments()
+                wrong_arguments: int = call  # type: ignore[assignment]
+            case Failed(error, partial):
+                said: str = partial.text
+                raise error
+        if event.type == "finished":
+            answer: ChatCompletionResponse = event.response
+            wrong_answer: int = event.response  # type: ignore[assignment]
+        wrong_type: Literal["text"] = event.type  # type: ignore[assignment]
+
+
 async def asynchronous(stream: CompletionStream) -> None:
     """An asynchronous loop gives chunks too."""
+    async for event in stream.events():
+        what: CompletionEvent = event
+        wrong_what: int = event  # type: ignore[assignment]
     async for evt in stream:
         looped: CompletionChunk = evt
         wrong_looped: int = evt  # type: ignore[assignment]

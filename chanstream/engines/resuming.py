@@ -27,12 +27,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
+import attrs
+
 from ..channel import Feeder, Offer, Pipe
 from ..context import Context
 from ..errors import ChannelClosedError, ChanstreamError, StreamError
 from ..models.chunk import CompletionChunk
-from ..transport.head import ResponseHead
-from ..transport.retry import Retry
+from ..transport.session import Answer, Call
 from ..wire.joining import Joint
 from ..wire.machine import StreamMachine
 
@@ -44,32 +45,42 @@ _AHEAD = 64
 
 _log = logging.getLogger("chanstream")
 
-Ask: TypeAlias = Callable[[str, float, Pipe[CompletionChunk]], ResponseHead]
-"""Asks for the rest of an answer, from the text so far on ("" for all of it), with latencies counted from a given time;
-returns the head when it is in and the chunks are about to come into the pipe, or raises."""
+Begin: TypeAlias = Callable[[Call, Answer, StreamMachine, Pipe[CompletionChunk]], None]
+"""Starts to move an answer into a pipe: another engine's ``start``."""
+
+Rest: TypeAlias = Callable[[str, float, Context], "tuple[Call, Answer, StreamMachine]"]
+"""Asks for the rest of an answer, from the text so far on, with latencies counted from a given time, under a context;
+returns what came when the head is in, or raises, and has released the context then."""
 
 
-def start(ask: Ask, context: Context, retry: Retry, started: float, pipe: Pipe[CompletionChunk]) -> ResponseHead:
-    """Ask for an answer, see to it that it comes into ``pipe`` whatever cuts it, and return the head of its first part.
+def start(
+    call: Call,
+    answer: Answer,
+    machine: StreamMachine,
+    pipe: Pipe[CompletionChunk],
+    *,
+    begin: Begin,
+    rest: Rest,
+    started: float,
+) -> None:
+    """Start to move an answer into ``pipe``, whatever cuts it; return at once.
 
     Args:
-        ask: Sends a request.
-        context: Ends the stream when it is done; released when the stream has ended.
-        retry: How long to wait before asking again.
+        call: Whose context ends the stream when it is done, and is released when the stream has ended.
+        answer: The first part.
+        machine: Makes the chunks of it.
+        pipe: Where the chunks go; it is closed after the chunk that ends the stream.
+        begin: Moves each part.
+        rest: Asks for each further part.
         started: When the request was first sent, on `time.monotonic`.
-        pipe: Where the chunks go; it is closed after the one that ends the stream.
-
-    Raises:
-        Exception: What ``ask`` raised for the first part.
     """
-    resuming = _Resuming(ask, context, retry, started, pipe)
+    resuming = _Resuming(call, pipe, begin, rest, started)
+    part = attrs.evolve(call, context=call.context.with_cancel())
     try:
-        head = ask("", started, resuming.part)
+        begin(part, answer, machine, resuming.part)
     except BaseException:
-        context.release()
+        call.context.release()
         raise
-    resuming.move()
-    return head
 
 
 class _Resuming(Feeder):
@@ -79,13 +90,14 @@ class _Resuming(Feeder):
         part: The pipe of the part that is on.
     """
 
-    def __init__(self, ask: Ask, context: Context, retry: Retry, started: float, pipe: Pipe[CompletionChunk]) -> None:
+    def __init__(self, call: Call, pipe: Pipe[CompletionChunk], begin: Begin, rest: Rest, started: float) -> None:
         super().__init__()
-        self._ask = ask
-        self._context = context
-        self._retry = retry
-        self._started = started
+        self._context = call.context
+        self._retry = call.retry
         self._pipe = pipe
+        self._begin = begin
+        self._rest = rest
+        self._started = started
         self._joint = Joint(TRIES)
         self._waiting: Offer[CompletionChunk] = Offer()
         self._over = False
@@ -135,11 +147,13 @@ class _Resuming(Feeder):
         joint = self._joint
         wait = self._retry.delay(cut, joint.cuts - 1)
         _log.info("going on with a cut answer in %.2f s, try %d of %d, after: %s", wait, joint.cuts, TRIES, cut)
-        part = _NextPart(self._ask, self._context, self.part, cut, self._started + joint.elapsed)
+        since = self._started + joint.elapsed
+        part = _NextPart(self._context, self.part, cut, since)
         if self._context.done():  # which has ended the part
             return
-        run = partial(part.ask, joint.prefix, wait)
+        ask = partial(self._rest, joint.prefix, since)
         try:
+            run = partial(part.run, wait, ask, self._begin)
             threading.Thread(target=run, name="chanstream-resume", daemon=True).start()
         except Exception as error:  # noqa: BLE001 - no more threads, or the interpreter is about to end
             part.give_up(error)
@@ -154,21 +168,18 @@ class _Resuming(Feeder):
 class _NextPart:
     """A part that is yet to begin, after a cut."""
 
-    def __init__(
-        self, ask: Ask, context: Context, pipe: Pipe[CompletionChunk], cut: ChanstreamError, started: float
-    ) -> None:
-        self._cut = cut
-        self._ask = ask
+    def __init__(self, context: Context, pipe: Pipe[CompletionChunk], cut: ChanstreamError, since: float) -> None:
         self._context = context
         self._pipe = pipe
-        self._started = started
+        self._cut = cut
+        self._since = since
         self._forget = context.on_done(self._end)
 
-    def ask(self, prefix: str, wait: float) -> None:
-        """Ask for it after a while; the body of the thread."""
+    def run(self, wait: float, ask: Callable[[Context], tuple[Call, Answer, StreamMachine]], begin: Begin) -> None:
+        """Ask for it after so many seconds, and begin it; the body of the thread."""
         try:
             if not self._context.wait(wait):
-                self._ask(prefix, self._started, self._pipe)
+                begin(*ask(self._context.with_cancel()), self._pipe)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer must not wait for ever
             self.give_up(error)
         self._forget()
@@ -183,5 +194,5 @@ class _NextPart:
         self._end(cancelled or self._cut)
 
     def _end(self, error: ChanstreamError) -> None:
-        self._pipe.end(StreamMachine(self._started).fail(error, time.monotonic()))
+        self._pipe.end(StreamMachine(self._since).fail(error, time.monotonic()))
         self._pipe.close()

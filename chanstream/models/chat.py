@@ -1,4 +1,4 @@
-"""The request for a chat completion and its whole answer."""
+"""The requests for completions (a chat, an agent's, code to fill in) and their whole answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import attrs
 
-from .codec import Model, each, extra_field, finite, loaded, mapping, named, not_empty, of_type
+from .codec import Model, each, extra_field, loaded, mapping, named, not_empty, of_type
 from .messages import AssistantMessage, messages_from
+from .options import converted, count, flag, json_object, number, word, word_or_words
 from .tools import Function, Tool, ToolCall, ToolChoice, tool_choice_from, tools_from
 
 T = TypeVar("T")
@@ -94,26 +95,9 @@ def _response_format(value: Any) -> ResponseFormat:
     return ResponseFormat.from_dict(mapping(value, "a response format"))
 
 
-def _number(optional_kind: type = float) -> Any:
-    kinds = (int,) if optional_kind is int else (int, float)
-    return attrs.field(default=None, kw_only=True, validator=[of_type(*kinds, optional=True), finite])
-
-
-def _flag() -> Any:
-    return attrs.field(default=None, kw_only=True, validator=of_type(bool, optional=True))
-
-
-def _object() -> Any:
-    return attrs.field(default=None, kw_only=True, validator=of_type(Mapping, optional=True))
-
-
-def _word() -> Any:
-    return attrs.field(default=None, kw_only=True, validator=of_type(str, optional=True))
-
-
-def _positive(_: Any, field: Any, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"{field.name}: expected 1 or more, got {value!r}")
+def _there(_: Any, field: Any, value: Any) -> None:
+    if value is None:
+        raise TypeError(f"{field.name}: expected a list of messages, got None")
 
 
 @attrs.frozen
@@ -136,43 +120,91 @@ class ChatCompletionRequest(Model):
     """
 
     model: str = attrs.field(validator=[of_type(str), not_empty])
-    messages: Sequence[Model | Mapping[str, Any]] = loaded(messages_from, converter=named("messages", messages_from))
-    temperature: float | None = _number()
-    top_p: float | None = _number()
-    max_tokens: int | None = _number(int)
-    max_completion_tokens: int | None = _number(int)
-    n: int | None = attrs.field(default=None, kw_only=True, validator=[of_type(int, optional=True), _positive])
-    stop: str | Sequence[str] | None = attrs.field(
-        default=None, kw_only=True, validator=of_type(str, list, tuple, optional=True)
+    messages: Sequence[Model | Mapping[str, Any]] = loaded(
+        messages_from, converter=named("messages", messages_from), validator=_there
     )
-    random_seed: int | None = _number(int)
-    frequency_penalty: float | None = _number()
-    presence_penalty: float | None = _number()
-    tools: Sequence[Tool | Function | Mapping[str, Any]] | None = loaded(
-        tools_from, default=None, kw_only=True, converter=named("tools", tools_from)
-    )
-    tool_choice: str | ToolChoice | Mapping[str, Any] | None = loaded(
-        tool_choice_from, default=None, kw_only=True, converter=named("tool_choice", tool_choice_from)
-    )
-    parallel_tool_calls: bool | None = _flag()
-    response_format: ResponseFormat | Mapping[str, Any] | None = loaded(
-        _response_format, default=None, kw_only=True, converter=named("response_format", _response_format)
-    )
-    reasoning_effort: str | None = _word()
-    prompt_mode: str | None = _word()
-    safe_prompt: bool | None = _flag()
-    prediction: Mapping[str, Any] | None = _object()
-    metadata: Mapping[str, Any] | None = _object()
-    logprobs: bool | None = _flag()
-    top_logprobs: int | None = _number(int)
-    stream_options: Mapping[str, Any] | None = _object()
-    user: str | None = _word()
+    temperature: float | None = number()
+    top_p: float | None = number()
+    max_tokens: int | None = number(int)
+    max_completion_tokens: int | None = number(int)
+    n: int | None = count()
+    stop: str | Sequence[str] | None = word_or_words()
+    random_seed: int | None = number(int)
+    frequency_penalty: float | None = number()
+    presence_penalty: float | None = number()
+    tools: Sequence[Tool | Function | Mapping[str, Any]] | None = converted("tools", tools_from)
+    tool_choice: str | ToolChoice | Mapping[str, Any] | None = converted("tool_choice", tool_choice_from)
+    parallel_tool_calls: bool | None = flag()
+    response_format: ResponseFormat | Mapping[str, Any] | None = converted("response_format", _response_format)
+    reasoning_effort: str | None = word()
+    prompt_mode: str | None = word()
+    safe_prompt: bool | None = flag()
+    prediction: Mapping[str, Any] | None = json_object()
+    metadata: Mapping[str, Any] | None = json_object()
+    logprobs: bool | None = flag()
+    top_logprobs: int | None = number(int)
+    stream_options: Mapping[str, Any] | None = json_object()
+    user: str | None = word()
     extra: Mapping[str, Any] = extra_field()
 
-    @messages.validator
-    def _messages_there(self, _: Any, value: Any) -> None:
-        if value is None:
-            raise TypeError("messages: expected a list of messages, got None")
+
+@attrs.frozen
+class AgentCompletionRequest(Model):
+    """What to ask an agent of Mistral's for; see https://docs.mistral.ai/api/#tag/agents.
+
+    Attributes:
+        agent_id: The agent's id; model and instructions are the agent's own.
+        messages: The conversation so far: message objects or their JSON objects.
+
+    Raises:
+        As `ChatCompletionRequest`, which describes the options too.
+    """
+
+    agent_id: str = attrs.field(validator=[of_type(str), not_empty])
+    messages: Sequence[Model | Mapping[str, Any]] = loaded(
+        messages_from, converter=named("messages", messages_from), validator=_there
+    )
+    max_tokens: int | None = number(int)
+    n: int | None = count()
+    stop: str | Sequence[str] | None = word_or_words()
+    random_seed: int | None = number(int)
+    frequency_penalty: float | None = number()
+    presence_penalty: float | None = number()
+    tools: Sequence[Tool | Function | Mapping[str, Any]] | None = converted("tools", tools_from)
+    tool_choice: str | ToolChoice | Mapping[str, Any] | None = converted("tool_choice", tool_choice_from)
+    parallel_tool_calls: bool | None = flag()
+    response_format: ResponseFormat | Mapping[str, Any] | None = converted("response_format", _response_format)
+    reasoning_effort: str | None = word()
+    prompt_mode: str | None = word()
+    prediction: Mapping[str, Any] | None = json_object()
+    metadata: Mapping[str, Any] | None = json_object()
+    extra: Mapping[str, Any] = extra_field()
+
+
+@attrs.frozen
+class FIMCompletionRequest(Model):
+    """What to fill in between two pieces of code; see https://docs.mistral.ai/api/#tag/fim.
+
+    Attributes:
+        model: The model's id.
+        prompt: What comes before.
+        suffix: What comes after.
+
+    Raises:
+        As `ChatCompletionRequest`, which describes the options too.
+    """
+
+    model: str = attrs.field(validator=[of_type(str), not_empty])
+    prompt: str = attrs.field(validator=of_type(str))
+    suffix: str | None = attrs.field(default=None, validator=of_type(str, optional=True))
+    temperature: float | None = number()
+    top_p: float | None = number()
+    max_tokens: int | None = number(int)
+    min_tokens: int | None = number(int)
+    stop: str | Sequence[str] | None = word_or_words()
+    random_seed: int | None = number(int)
+    metadata: Mapping[str, Any] | None = json_object()
+    extra: Mapping[str, Any] = extra_field()
 
 
 @attrs.frozen

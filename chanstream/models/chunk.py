@@ -30,12 +30,14 @@ class DeltaMessage:
         content: A piece of text, a list of content chunks (Mistral's thinking models), or None.
         tool_calls: Fragments of tool calls, as they came.
         raw: The delta's JSON object.
+        thoughts: What was taken out of the text because it stood between tags (``think_tags``).
     """
 
     role: str | None = None
     content: Content | None = None
     tool_calls: Sequence[ToolCall] = ()
     raw: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    thoughts: str = ""
 
     @property
     def text(self) -> str:
@@ -46,7 +48,7 @@ class DeltaMessage:
     @property
     def reasoning(self) -> str:
         """The piece of the model's thoughts; "" where there is none."""
-        return reasoning_in(self.raw) or thoughts_of(self.content)
+        return (reasoning_in(self.raw) or thoughts_of(self.content)) + self.thoughts
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DeltaMessage:

@@ -159,10 +159,20 @@ REASONING_KEYS = ("reasoning_content", "reasoning")
 """Where servers put what the model thought: llama.cpp and older vLLM; Groq, OpenRouter, Ollama and newer vLLM."""
 
 
-def reasoning_in(data: Mapping[str, Any]) -> str:
-    """Return the thoughts that lie in a message's or a delta's own field for them; "" where there are none."""
+TAGGED_KEY = "reasoning"
+"""Where thoughts go that a server sent inside the text: where Groq puts them if it is asked to part them itself."""
+
+
+def reasoning_key_in(data: Mapping[str, Any]) -> str | None:
+    """Return the name of a message's or a delta's own field for thoughts; None where there are none in it."""
     for key in REASONING_KEYS:
         value = data.get(key)
         if isinstance(value, str) and value:
-            return value
-    return ""
+            return key
+    return None
+
+
+def reasoning_in(data: Mapping[str, Any]) -> str:
+    """Return the thoughts that lie in a message's or a delta's own field for them; "" where there are none."""
+    key = reasoning_key_in(data)
+    return data[key] if key else ""

@@ -7,11 +7,18 @@ lock, so that a late cut hits nobody else.
 The hook is urllib3's public one, the pool's ``ConnectionCls``. http.client calls ``connect`` and urllib3 ``request`` in
 the thread that sends; the exchange reaches them through a thread-local. One private name is overridden, ``_new_conn``,
 because urllib3 gives out a socket only once it is connected, and connecting can take long; a test guards it.
+
+An exchange may be *parked* when its request is sent: the connection is kept aside, and the thread is free. Somebody
+else waits for the head; then the same request is made once more, on this connection, which sends nothing this time and
+reads the head that is there. So an event loop can wait for any number of heads, and all the rest is done in one way.
+For this two private names of the pools are overridden, ``_get_conn`` and ``_put_conn``; a test guards them too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
+import io
 import os
 import queue
 import socket
@@ -19,8 +26,10 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import attrs
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -38,10 +47,19 @@ class _Current(threading.local):
 _current = _Current()
 
 
+class ParkedError(Exception):
+    """The request is sent, and the exchange parked."""
+
+
 class Exchange:
     """One request and its answer, as something that can be cut.
 
-    Thread safety: `cut` may be called from any thread, any number of times, at any moment.
+    Attributes:
+        parks: Whether to park once the request is sent.
+        parked: The connection that is kept aside.
+        ahead: What whoever waited for the head has read of the answer.
+
+    Thread safety: `cut` may be called from any thread, any number of times, at any moment; the rest by one at a time.
     """
 
     def __init__(self) -> None:
@@ -49,6 +67,9 @@ class Exchange:
         self._connection: Cuttable | None = None
         self._is_cut = False
         self._pid = os.getpid()
+        self.parks = False
+        self.parked: Cuttable | None = None
+        self.ahead = b""
 
     @contextlib.contextmanager
     def sending(self) -> Iterator[None]:
@@ -66,6 +87,12 @@ class Exchange:
             if not self._is_cut:
                 return
         raise ConnectionAbortedError("the request was cut")
+
+    def abandon(self) -> None:
+        """Close the connection that is kept aside: nobody will read its answer."""
+        connection, self.parked = self.parked, None
+        if connection is not None:
+            connection.close()
 
     def cut(self) -> bool:
         """Shut the connection down: who blocks on it wakes at once. Return whether that was done, or had to be left.
@@ -95,6 +122,7 @@ class Cuttable:
     timeout: float | None
     source_address: tuple[str, int] | None
     socket_options: Any
+    response_class: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._guard = threading.RLock()
@@ -175,14 +203,38 @@ class Cuttable:
         raise failure
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        """Send a request, for the exchange of this thread from now on."""
+        """Send a request, for the exchange of this thread from now on; nothing if that was parked: it is sent."""
+        if self._is_parked():
+            return
         self._serve()
         if self._sock is not None:
             self.timeout = None  # as above, where the connection is used again
         super().request(*args, **kwargs)  # type: ignore[misc]  # as above
 
+    def getresponse(self) -> Any:
+        """Return the answer once its head is in, or park the exchange."""
+        exchange = _current.exchange
+        if exchange is not None and exchange.parks:
+            if exchange.parked is not self:
+                exchange.parked = self
+                raise ParkedError
+            exchange.parks, exchange.parked = False, None
+            self.response_class = partial(_begun, exchange.ahead)
+        try:
+            return super().getresponse()  # type: ignore[misc]  # as above
+        finally:
+            self.response_class = http.client.HTTPResponse
+
+    def close(self) -> None:
+        """Close the connection, unless it is kept aside."""
+        if not self._is_parked():
+            super().close()  # type: ignore[misc]  # as above
+
+    def _is_parked(self) -> bool:
+        return self._exchange is not None and self._exchange.parked is self
+
     def _close(self) -> None:
-        self.close()  # type: ignore[attr-defined]  # as above
+        self.close()
 
     def cut(self, exchange: Exchange) -> None:
         """Shut the socket down, if the connection still serves this exchange."""
@@ -222,6 +274,52 @@ def _shut_down(sock: Any) -> None:
             sock.shutdown(socket.SHUT_RDWR)
 
 
+class _Begun(io.RawIOBase):
+    """What comes from a socket, after what was read of it before."""
+
+    def __init__(self, ahead: bytes, sock: Any) -> None:
+        self._ahead = ahead
+        self._raw = sock.makefile("rb", buffering=0)
+        self._sock = sock  # where a `socket.SocketIO` has it
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read into a buffer; None if nothing has arrived and the socket does not block."""
+        ahead, self._ahead = self._ahead, b""
+        if not ahead:
+            return self._raw.readinto(buffer)  # type: ignore[no-any-return]
+        buffer[: len(ahead)] = ahead  # it has room: see `_begun`
+        return len(ahead)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._raw.close()
+        super().close()
+
+
+def _begun(ahead: bytes, sock: Any, *args: Any, **kwargs: Any) -> http.client.HTTPResponse:
+    """Return an answer of which some bytes were read already."""
+    if not ahead:
+        return http.client.HTTPResponse(sock, *args, **kwargs)
+    # The buffer takes all of them at once: whoever takes the socket over finds what was read ahead there alone.
+    buffered = io.BufferedReader(_Begun(ahead, sock), max(len(ahead), io.DEFAULT_BUFFER_SIZE))
+    return http.client.HTTPResponse(_Makes(buffered), *args, **kwargs)  # type: ignore[arg-type]
+
+
+@attrs.frozen
+class _Makes:
+    """What http.client makes a file of."""
+
+    file: Any
+
+    def makefile(self, mode: str) -> Any:  # noqa: ARG002 - it is always "rb"
+        """Return the file."""
+        return self.file
+
+
 class _HTTPConnection(Cuttable, HTTPConnection):
     pass
 
@@ -230,11 +328,26 @@ class _HTTPSConnection(Cuttable, HTTPSConnection):
     _is_tls = True
 
 
-class _HTTPPool(HTTPConnectionPool):
+class _Parking:
+    """What both kinds of pools have in addition: a parked connection is not among those that others may use."""
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        exchange = _current.exchange
+        if exchange is not None and exchange.parked is not None:
+            return exchange.parked
+        return super()._get_conn(timeout)  # type: ignore[misc]  # of the pool class beside this one
+
+    def _put_conn(self, connection: Any) -> None:
+        exchange = _current.exchange
+        if exchange is None or exchange.parked is None:  # else its place is kept for it
+            super()._put_conn(connection)  # type: ignore[misc]  # as above
+
+
+class _HTTPPool(_Parking, HTTPConnectionPool):
     ConnectionCls = _HTTPConnection
 
 
-class _HTTPSPool(HTTPSConnectionPool):
+class _HTTPSPool(_Parking, HTTPSConnectionPool):
     ConnectionCls = _HTTPSConnection
 
 

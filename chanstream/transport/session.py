@@ -146,11 +146,11 @@ class Transport:
             try:
                 return self._attempt(call, finish)
             except (APIStatusError, APIConnectionError) as error:
-                pause = self._pause_after(error, call, retries)
+                pause = self.pause_after(error, call, retries)
             retries += 1
             call.context.wait(pause)
 
-    def _pause_after(self, error: ChanstreamError, call: Call, retries: int) -> float:
+    def pause_after(self, error: ChanstreamError, call: Call, retries: int) -> float:
         """Return the seconds to wait before the next attempt; raises the error if there shall be none."""
         redact(error, self.secret)
         if call.context.done() or not call.retry.allows(error, retries):
@@ -169,11 +169,11 @@ class Transport:
 
     def _attempt(self, call: Call, finish: Callable[[Answer], R]) -> R:
         asked_at = time.monotonic()
-        with _cuttable(call.context, call.timeout.first_chunk) as exchange:
-            response = self._exchanged(exchange, call)
-            return finish(self._accepted(call, response, exchange, asked_at))
+        with cuttable(call.context, call.timeout.first_chunk) as exchange:
+            response = self.exchanged(exchange, call)
+            return finish(self.accepted(call, response, exchange, asked_at))
 
-    def _accepted(self, call: Call, response: requests.Response, exchange: Exchange, asked_at: float) -> Answer:
+    def accepted(self, call: Call, response: requests.Response, exchange: Exchange, asked_at: float) -> Answer:
         """Return an answer whose head is in; raises what it says if it is a refusal."""
         answer = Answer(ResponseHead(response.status_code, response.headers), Source(response, exchange), asked_at)
         _log.debug("%s %s: %d", call.method, call.path, response.status_code)
@@ -184,7 +184,8 @@ class Transport:
         finally:
             answer.source.close()
 
-    def _exchanged(self, exchange: Exchange, call: Call) -> requests.Response:
+    def exchanged(self, exchange: Exchange, call: Call) -> requests.Response:
+        """Return the response to a call, once its head is in."""
         timeout = call.timeout
         headers = {**self._headers, "Accept": call.accept, "Accept-Encoding": "identity"}
         if call.body is not None:
@@ -312,7 +313,7 @@ def new_session() -> requests.Session:
 
 
 @contextmanager
-def _cuttable(context: Context, first_chunk: float | None) -> Iterator[Exchange]:
+def cuttable(context: Context, first_chunk: float | None) -> Iterator[Exchange]:
     """Give an exchange that is cut when the context is done or the clock for the head runs out.
 
     An error of the block then becomes the context's, or the clock's: what it says itself is only that the line is dead.

@@ -9,7 +9,8 @@ from typing import Any
 from ..models.chat import ChatCompletionResponse, Choice, UsageInfo
 from ..models.chunk import CompletionChunk, DeltaMessage, StreamChoice
 from ..models.content import ContentChunk, TextChunk, ThinkChunk
-from ..models.messages import REASONING_KEYS, AssistantMessage
+from ..models.events import ToolCallDelta
+from ..models.messages import TAGGED_KEY, AssistantMessage, reasoning_key_in
 from ..models.tools import FunctionCall, ToolCall
 
 
@@ -25,17 +26,27 @@ class Assembler:
         self._usage: UsageInfo | None = None
         self._latency = 0.0
 
-    def add(self, chunk: CompletionChunk) -> None:
-        """Take in one chunk, of any kind."""
+    def add(self, chunk: CompletionChunk) -> list[ToolCallDelta]:
+        """Take in one chunk, of any kind.
+
+        Returns:
+            What its fragments of tool calls add, and to which calls.
+        """
         self._latency += chunk.chunk_latency
         if chunk.piece is not None and self._like.id:  # nothing but its text and thoughts counts
             self._choices.setdefault(0, _ChoiceParts()).add_piece(chunk.piece, chunk.raw["choices"][0]["delta"])
-            return
+            return []
         if not self._like.id and chunk.id:
             self._like = chunk
         self._usage = chunk.usage or self._usage
+        added: list[ToolCallDelta] = []
         for choice in chunk.choices:
-            self._choices.setdefault(choice.index, _ChoiceParts()).add(choice)
+            added += self._choices.setdefault(choice.index, _ChoiceParts()).add(choice)
+        return added
+
+    def tool_call(self, choice: int, index: int) -> ToolCall:
+        """Return a tool call of a choice, by its place, as far as it has come."""
+        return self._choices[choice].calls.whole(index)
 
     def response(self) -> ChatCompletionResponse:
         """Return the answer as far as it has come."""
@@ -54,36 +65,42 @@ class _ChoiceParts:
 
     def __init__(self) -> None:
         self._content: list[ContentChunk | str] = []
-        self._reasoning: dict[str, list[str]] = {}
-        self._calls = _CallParts()
+        self._reasoning: list[str] = []
+        self._reasoning_key = ""
+        self.calls = _CallParts()
         self._finish_reason: str | None = None
 
-    def add(self, choice: StreamChoice) -> None:
+    def add(self, choice: StreamChoice) -> list[ToolCallDelta]:
         delta = choice.delta
         if isinstance(delta.content, str):
             self._content.append(delta.content)
         elif delta.content:
             self._content.extend(delta.content)
         self._think(delta.raw)
-        self._calls.add(delta)
+        if delta.thoughts:
+            self._reasoning.append(delta.thoughts)
+            self._reasoning_key = self._reasoning_key or TAGGED_KEY
         self._finish_reason = choice.finish_reason or self._finish_reason
+        return self.calls.add(delta, choice.index)
 
     def add_piece(self, text: str, delta: Mapping[str, Any]) -> None:
         self._content.append(text)
         self._think(delta)
 
     def _think(self, delta: Mapping[str, Any]) -> None:
-        for key in REASONING_KEYS:
-            if isinstance(piece := delta.get(key), str) and piece:
-                self._reasoning.setdefault(key, []).append(piece)
+        """Keep the thoughts in a delta's own field for them, under the first name that the server gave that field.
+
+        A server in the middle of its change of names sends them under both: they are said once.
+        """
+        if key := reasoning_key_in(delta):
+            self._reasoning.append(delta[key])
+            self._reasoning_key = self._reasoning_key or key
 
     def choice(self, index: int) -> Choice:
-        # A server in the middle of its change of names sends the thoughts under both: they are said once.
-        key = next((key for key in REASONING_KEYS if key in self._reasoning), None)
         message = AssistantMessage(
             content=_joined(self._content),
-            tool_calls=self._calls.calls() or None,
-            extra={key: "".join(self._reasoning[key])} if key else {},
+            tool_calls=self.calls.all() or None,
+            extra={self._reasoning_key: "".join(self._reasoning)} if self._reasoning else {},
         )
         return Choice(index, message, self._finish_reason)
 
@@ -129,12 +146,14 @@ class _CallParts:
         self._by_index: dict[int, _Call] = {}
         self._by_id: dict[str, _Call] = {}
 
-    def add(self, delta: DeltaMessage) -> None:
-        for fragment in delta.tool_calls:
-            self._target(fragment).add(fragment)
+    def add(self, delta: DeltaMessage, choice: int) -> list[ToolCallDelta]:
+        return [self._target(fragment).add(fragment, choice) for fragment in delta.tool_calls]
 
-    def calls(self) -> list[ToolCall]:
+    def all(self) -> list[ToolCall]:
         return [call.whole() for call in self._calls]
+
+    def whole(self, index: int) -> ToolCall:
+        return self._calls[index].whole()
 
     def _target(self, fragment: ToolCall) -> _Call:
         """Return the call that a fragment belongs to: a new one if it begins one."""
@@ -144,7 +163,7 @@ class _CallParts:
         elif known is None and self._calls:
             known = self._calls[-1]
         if known is None or known.is_over_with(fragment):
-            known = _Call()
+            known = _Call(len(self._calls))
             self._calls.append(known)
         if _id_of(fragment):
             self._by_id[_id_of(fragment)] = known
@@ -156,7 +175,8 @@ class _CallParts:
 class _Call:
     """One tool call as far as it has come."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: int) -> None:
+        self._place = place
         self._id = ""
         self._type: str | None = None
         self._name = ""
@@ -193,7 +213,7 @@ class _Call:
             return False
         return True
 
-    def add(self, fragment: ToolCall) -> None:
+    def add(self, fragment: ToolCall, choice: int) -> ToolCallDelta:
         self._id = self._id or _id_of(fragment)
         self._type = self._type or fragment.type
         name, piece = fragment.function.name, fragment.function.arguments
@@ -204,6 +224,7 @@ class _Call:
         if piece:
             self._arguments.append(piece)
         self._extra.update(fragment.extra)
+        return ToolCallDelta(self._place, self._id or None, self._name, piece, choice)
 
     def whole(self) -> ToolCall:
         function = FunctionCall(self._name, "".join(self._arguments))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from chanstream.testing import Reply, StreamServer
 from chanstream.transport.connection import Exchange
@@ -348,6 +349,15 @@ class TestWhatWeRelyOn:
         source = inspect.getsource(HTTPConnection._new_conn)
         for error in ("NameResolutionError", "ConnectTimeoutError", "NewConnectionError"):
             assert error in source
+
+    @pytest.mark.parametrize("kind", [HTTPConnectionPool, HTTPSConnectionPool])
+    def test_urllib3_takes_and_returns_connections_in_one_place(self, kind: type[HTTPConnectionPool]) -> None:
+        """Its pools give connections out, and take them back, by the two private methods that we replace."""
+        assert list(inspect.signature(kind._get_conn).parameters) == ["self", "timeout"]
+        assert list(inspect.signature(kind._put_conn).parameters) == ["self", "conn"]
+        source = inspect.getsource(kind.urlopen)
+        assert "self._get_conn(" in source
+        assert "self._put_conn(" in source
 
     def test_the_options_of_urllib3_are_kept(self, session: requests.Session, plain: Link) -> None:
         """Our sockets have the options that urllib3 asks for: no delay of small packets."""
