@@ -544,6 +544,12 @@ class Client:
             query=extras.query,
         )
 
+    def _check(self, request: ChatCompletionRequest, *, stream: bool, resume: str | None) -> None:
+        """Raise what is wrong with a request for this client; sends nothing."""
+        self._dialect.body(request, stream=stream)
+        if resume is not None:
+            self._check_resume(resume, request)
+
     def _check_resume(self, resume: str, request: Any) -> None:
         _one_of("resume", resume, ("prefix",))
         if not self._dialect.takes_prefix:

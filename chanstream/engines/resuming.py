@@ -189,7 +189,7 @@ class _NextPart:
         self._forget()
         cancelled = self._context.error
         if cancelled is None:
-            _log.warning("a cut answer cannot be gone on with: %s", error)
+            _log.warning("a cut answer cannot be gone on with: %s", str(error))
             self._cut.__cause__ = error
         self._end(cancelled or self._cut)
 
