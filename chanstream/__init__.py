@@ -6,11 +6,16 @@ Names are loaded when they are first used, so that ``import chanstream`` costs n
 from __future__ import annotations
 
 from importlib import import_module
+from os import environ as _environ
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .cache.client import CachedClient as CachedClient
+    from .cache.engine import CacheEngine as CacheEngine
+    from .cache.files import FileCache as FileCache
+    from .cache.redis import RedisCache as RedisCache
     from .channel import CLOSED as CLOSED
     from .channel import Channel as Channel
     from .channel import ChannelStatistics as ChannelStatistics
@@ -96,6 +101,10 @@ if TYPE_CHECKING:
     from .transport.retry import Retry as Retry
 
 _HOMES = {
+    "cache.client": "CachedClient",
+    "cache.engine": "CacheEngine",
+    "cache.files": "FileCache",
+    "cache.redis": "RedisCache",
     "channel": "CLOSED Channel ChannelStatistics MergedChannel merge select",
     "client": "Client",
     "context": "Context Timeout",
@@ -135,6 +144,12 @@ if not TYPE_CHECKING:  # a type checker shall know the names above, and complain
         value = getattr(import_module(f".{home}", __name__), name)
         globals()[name] = value
         return value
+
+
+if _environ.get("CHANSTREAM_LOG"):
+    from .logs import log_to_stderr as _log_to_stderr
+
+    _log_to_stderr(_environ["CHANSTREAM_LOG"])
 
 
 def __dir__() -> list[str]:

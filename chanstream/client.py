@@ -55,7 +55,24 @@ Engine: TypeAlias = Literal["auto", "threaded", "poller"]
 
 M = TypeVar("M")
 
-_CHAT = "/chat/completions"
+_EMBEDDINGS = "/embeddings"
+
+
+@attrs.frozen(kw_only=True)
+class Terms:
+    """What one call keeps to, whoever does what it asks for.
+
+    Attributes:
+        clocks: Without the total, which the context keeps.
+        context: The call's own. buffer: The capacity of its channel. errors: How its stream gives errors.
+        think_tags: Whether thoughts are parted from the text.
+    """
+
+    clocks: Timeout
+    context: Context
+    buffer: int
+    errors: Errors
+    think_tags: bool
 
 
 @attrs.frozen
@@ -154,7 +171,7 @@ class Client:
         self._require_finish_reason = _typed("require_finish_reason", require_finish_reason, bool)
         self._think_tags = _typed("think_tags", think_tags, bool)
         self._max_event_bytes = _at_least_1("max_event_bytes", max_event_bytes)
-        self._limiter = None if rate_limiter is None else _typed("rate_limiter", rate_limiter, RateLimiter)
+        self._limiter = _limiter(rate_limiter)
         self._extras = Extras(extra_body, extra_headers, extra_query)
         self._settings: dict[str, Any] = {
             "api_key": api_key,
@@ -370,7 +387,7 @@ class Client:
         _typed("request", request, EmbeddingRequest)
         extras = Extras(extra_body, extra_headers, extra_query)
         options = _Options(timeout, context, extras)
-        call = self._call("/embeddings", self._dialect.embedding_body(request), options)
+        call = self._call(_EMBEDDINGS, self._dialect.embedding_body(request), options)
         with self._explained(request):
             answer: EmbeddingResponse = self._fetched(call, "embeddings", "data", EmbeddingResponse.from_dict)
         object.__setattr__(answer, "dtype", request.output_dtype or "float")
@@ -481,8 +498,7 @@ class Client:
         opening = _Opening(
             started,
             threaded.start if self._engine == "threaded" else poller.start,
-            self._buffer if options.buffer is None else _at_least_1("buffer", options.buffer),
-            self._errors if options.errors is None else _one_of("errors", options.errors, get_args(Errors)),
+            *self._ends(options),
             partial(
                 ThinkingMachine if self._think_tags else StreamMachine,
                 n=getattr(request, "n", None) or 1,
@@ -520,32 +536,95 @@ class Client:
             error.option = self._dialect.option_in(error, request)
             raise
 
+    def identity(
+        self, request: Any, kind: type[ChatCompletionRequest | EmbeddingRequest], *, stream: bool = False
+    ) -> dict[str, Any]:
+        """Return what decides over the answer to a request, as a JSON object: all that would be sent but the key.
+
+        :meta private:
+
+        Raises:
+            TypeError, ValueError: The request cannot be sent; the text says why.
+        """
+        _typed("request", request, kind)
+        if isinstance(request, EmbeddingRequest):
+            path, body = _EMBEDDINGS, self._dialect.embedding_body(request)
+        else:
+            path, body = self._dialect.path_of(request), self._dialect.body(request, stream=stream)
+        return {
+            "dialect": self._dialect.name,
+            "url": self._base_url + path,
+            "stream": stream,
+            "body": {**body, **self._extras.body},
+            "headers": self._extras.headers,
+            "query": self._extras.query,
+            "think_tags": self._think_tags,
+        }
+
+    def terms(
+        self,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+        buffer: int | None = None,
+        errors: Errors | None = None,
+    ) -> Terms:
+        """Return what a call with these arguments keeps to.
+
+        :meta private:
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the text names it.
+        """
+        return self._terms(_Options(timeout, context, None, buffer, errors))
+
+    def _ends(self, options: _Options) -> tuple[int, Errors]:
+        """Return the capacity of a stream's channel, and how it gives errors."""
+        return (
+            self._buffer if options.buffer is None else _at_least_1("buffer", options.buffer),
+            self._errors if options.errors is None else _one_of("errors", options.errors, get_args(Errors)),
+        )
+
+    def _terms(self, options: _Options) -> Terms:
+        """Return what a call keeps to, with a context of its own that keeps the total."""
+        buffer, errors = self._ends(options)
+        clocks = self._timeout if options.timeout is None else Timeout.of(options.timeout)
+        parent = Context() if options.context is None else _typed("context", options.context, Context)
+        own = parent.with_cancel()
+        if clocks.total is not None:
+            own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
+        return Terms(
+            clocks=attrs.evolve(clocks, total=None),
+            context=own,
+            buffer=buffer,
+            errors=errors,
+            think_tags=self._think_tags,
+        )
+
     def _call(
         self, path: str, body: dict[str, Any] | None, options: _Options, *, accept: str = "application/json"
     ) -> Call:
         """Return the call for a request, with a context of its own; all that can be wrong with it is told here."""
         extras = self._extras.over(options.extras)
         data = None if body is None else dumps({**body, **extras.body})
-        clocks = self._timeout if options.timeout is None else Timeout.of(options.timeout)
-        parent = Context() if options.context is None else _typed("context", options.context, Context)
-        own = parent.with_cancel()
-        if clocks.total is not None:
-            own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
+        terms = self._terms(options)
         return Call(
             method="GET" if body is None else "POST",
             path=path,
             body=data,
             accept=accept,
-            context=own,
-            timeout=clocks,
+            context=terms.context,
+            timeout=terms.clocks,
             retry=self._retry,
             limiter=self._limiter,
             headers=extras.headers,
             query=extras.query,
         )
 
-    def _check(self, request: ChatCompletionRequest, *, stream: bool, resume: str | None) -> None:
-        """Raise what is wrong with a request for this client; sends nothing."""
+    def check(self, request: ChatCompletionRequest, *, stream: bool, resume: str | None = None) -> None:
+        """Raise what is wrong with a request for this client; sends nothing.
+
+        :meta private:
+        """
         self._dialect.body(request, stream=stream)
         if resume is not None:
             self._check_resume(resume, request)
@@ -628,6 +707,12 @@ def _in_a_path(name: str, value: str) -> str:
     if any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"{name}: expected an id, got {value!r}")
     return "/".join(quote(part, safe=":@") for part in parts)
+
+
+def _limiter(value: RateLimiter | None) -> RateLimiter | None:
+    if isinstance(value, type):
+        raise TypeError(f"rate_limiter: expected a RateLimiter, got the class {value.__qualname__}: make one of it")
+    return None if value is None else _typed("rate_limiter", value, RateLimiter)
 
 
 def _dialect(value: str | Dialect) -> Dialect:

@@ -30,6 +30,9 @@ _log = logging.getLogger("chanstream")
 _LONGEST = threading.TIMEOUT_MAX
 """What Python can wait for at most: centuries on most systems."""
 
+_LOOK_SECONDS = 0.1
+"""Seconds after which the main thread, while it waits, looks for signals: Ctrl-C just before a wait does not end it."""
+
 
 def _check_seconds(name: str, value: Any) -> None:
     """Raise unless ``value`` is a usable number of seconds; the error names the field."""
@@ -143,7 +146,13 @@ class Context:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the context is done or ``timeout`` seconds have passed; return whether it is done."""
-        return self._done.wait(timeout)
+        if threading.current_thread() is not threading.main_thread():
+            return self._done.wait(timeout)
+        end = _LONGEST if timeout is None else time.monotonic() + timeout
+        while not self._done.wait(min(_LOOK_SECONDS, max(0.0, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                return False
+        return True
 
     def remaining(self) -> float | None:
         """Return the seconds until the deadline, not below 0; None where there is none."""

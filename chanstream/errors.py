@@ -132,7 +132,9 @@ class APIStatusError(APIError):
 
     def __str__(self) -> str:
         said = f"[{self.status_code}] {super().__str__()}".strip()
-        return f"{said} (because of the option {self.option})" if self.option else said
+        if self.option is None or self.option in said:
+            return said
+        return f"{said} (because of the option {self.option})"
 
 
 class BadRequestError(APIStatusError):

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import attrs
 
+from .channel import pipe_of
 from .client import Client
 from .context import Context, Timeout
 from .errors import APIConnectionError, APIStatusError, APITimeoutError, ChanstreamError, StreamAPIError, StreamError
@@ -165,7 +166,7 @@ class Failover:
             raise TypeError(f"request: expected ChatCompletionRequest, got {request!r}")
         asked = [(client, attrs.evolve(request, model=model or request.model)) for client, model in self._servers]
         for client, own in asked:  # all of them now: a server that is seldom needed shall not fail when it is
-            client._check(own, stream=stream, resume=resume)  # noqa: SLF001 - one house
+            client.check(own, stream=stream, resume=resume)
         failed: list[ChanstreamError] = []
         for client, own in asked:
             try:
@@ -224,7 +225,7 @@ def _is_for_the_next(error: ChanstreamError) -> bool:
 
 def _wait_for_first_chunk(stream: CompletionStream) -> None:
     """Wait until a stream's first chunk is there, and leave it there; raise the error that comes in its place."""
-    pipe = stream._pipe  # noqa: SLF001 - one house; `get` might raise what is to be looked at
+    pipe = pipe_of(stream)  # the stream's own `get` might raise what is to be looked at
     try:
         chunk = pipe.get()
         chunk.raise_for_error()

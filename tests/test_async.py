@@ -264,8 +264,9 @@ class TestErrors:
         async def main() -> None:
             with pytest.raises(AuthenticationError):
                 await client.chat_completion_stream_async(REQUEST)
-            with pytest.raises(BadRequestError, match="because of the option user"):
+            with pytest.raises(BadRequestError) as caught:
                 await client.chat_completion_stream_async(ChatCompletionRequest("m", [UserMessage("Hi")], user="u"))
+            assert caught.value.option == "user"
 
         run(main())
 

@@ -124,6 +124,25 @@ class TestCancel:
         finally:
             signal.signal(signal.SIGUSR1, before)
 
+    @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal can be sent to a thread here")
+    @pytest.mark.parametrize("timeout", [None, 60.0])
+    def test_ctrl_c_that_does_not_end_the_wait(self, timeout: float | None) -> None:
+        """Ctrl-C is noticed although the signal does not wake the main thread; here because another receives it."""
+        pressing = threading.Timer(0.05, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
+        pressing.start()
+        with pytest.raises(KeyboardInterrupt):
+            Context().wait(timeout)
+        pressing.join()
+
+    def test_a_long_wait_in_the_main_thread(self) -> None:
+        """Looking for signals ends no wait before its time, and no cancel is missed for it."""
+        context = Context()
+        begun = time.monotonic()
+        assert context.wait(0.25) is False
+        assert time.monotonic() - begun >= 0.25
+        threading.Timer(0.15, context.cancel).start()
+        assert context.wait() is True
+
 
 class TestFamily:
     def test_cancel_travels_down(self) -> None:

@@ -26,6 +26,7 @@ NAMES = """
     ConflictError UnprocessableEntityError RateLimitError InternalServerError StreamAPIError APIConnectionError
     APITimeoutError StreamError StreamInterruptedError StreamTruncatedError StreamDecodeError EventTooLargeError
     StreamCancelledError ChannelClosedError CacheError
+    CachedClient CacheEngine FileCache RedisCache
 """.split()  # noqa: SIM905 - a table is read more easily
 """What users of the package rely on."""
 
@@ -105,9 +106,9 @@ import chanstream
 assert not {"requests", "urllib3", "asyncio", "orjson", "click", "rich"} & set(sys.modules)
 chanstream.ChatCompletionRequest
 assert "requests" not in sys.modules
-chanstream.Client
+chanstream.Client, chanstream.CachedClient, chanstream.RedisCache
 assert "requests" in sys.modules
-assert not {"asyncio", "click", "rich"} & set(sys.modules)
+assert not {"asyncio", "click", "rich", "redis"} & set(sys.modules)
 assert threading.active_count() == 1
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -1,6 +1,6 @@
 """Channels: a `queue.Queue` that can be closed and drained with ``for``, as in Go; and several of them at once."""
 
-from .channel import Channel
+from .channel import Channel, pipe_of
 from .feeding import Feeder
 from .merging import MergedChannel, merge
 from .pipe import ChannelStatistics, Offer, Pipe
@@ -19,5 +19,6 @@ __all__ = [
     "hand_over",
     "here",
     "merge",
+    "pipe_of",
     "select",
 ]

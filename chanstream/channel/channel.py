@@ -154,6 +154,11 @@ class Channel(queue.Queue[T], Generic[T]):
             yield item
 
 
+def pipe_of(channel: Channel[T]) -> Pipe[T]:
+    """Return the pipe of a channel, for those who move what is in it on."""
+    return channel._pipe  # noqa: SLF001 - the one place where others learn it
+
+
 def _wait(block: bool | float, timeout: float | None) -> float | None:
     """Return the seconds to wait for queue.Queue's pair of arguments; None for as long as it takes."""
     if not isinstance(block, bool):

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Generic, TypeVar, overload
 
 from ..errors import ChannelClosedError, StreamError, StreamInterruptedError
-from .channel import Channel
+from .channel import Channel, pipe_of
 from .feeding import Feeder
 from .pipe import Offer, Pipe
 
@@ -49,7 +49,7 @@ class MergedChannel(Channel[tuple[K, T]], Generic[K, T]):
         self._sources = list(sources.values())
         ends = _Ends(self._pipe, len(sources))
         for key, source in sources.items():
-            _Feeder(key, _pipe(source), self._pipe, ends)
+            _Feeder(key, pipe_of(source), self._pipe, ends)
 
     def get(self, block: bool | float = True, timeout: float | None = None) -> tuple[K, T]:
         """Take the next pair, as `Channel.get`."""
@@ -75,7 +75,7 @@ class MergedChannel(Channel[tuple[K, T]], Generic[K, T]):
             return  # the sources are the parent's, or the process ends
         self._pipe.abandon()
         # A stream that is at its end may take a moment, which those that go on shall not wait for.
-        for source in sorted(self._sources, key=lambda source: _pipe(source).ended):
+        for source in sorted(self._sources, key=lambda source: pipe_of(source).ended):
             source.close()
 
     def shutdown(self, immediate: bool = False) -> None:  # noqa: ARG002 - it always is
@@ -209,7 +209,3 @@ class _Feeder(Feeder, Generic[K, T]):
                 self._ends.one(self._source.error)
         if self._over or self._merged.closed:
             self._forget()
-
-
-def _pipe(channel: Channel[T]) -> Pipe[T]:
-    return channel._pipe  # noqa: SLF001 - the same room

@@ -21,8 +21,7 @@ from queue import Empty
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from ..errors import ChannelClosedError
-from .channel import Channel
-from .pipe import Pipe
+from .channel import Channel, pipe_of
 from .waiting import sleep_on
 
 T = TypeVar("T")
@@ -85,7 +84,7 @@ def select(*channels: Channel[T], timeout: float | None = None) -> Found[T]:
     woken.acquire()
     with contextlib.ExitStack() as registered:
         for channel in given:
-            registered.callback(_pipe(channel).add_waiter(lambda: _wake(woken)))
+            registered.callback(pipe_of(channel).add_waiter(lambda: _wake(woken)))
         while (found := _look(given)) is None:
             left = -1 if deadline is None else max(0.0, deadline - time.monotonic())
             if left == 0:
@@ -96,17 +95,17 @@ def select(*channels: Channel[T], timeout: float | None = None) -> Found[T]:
 
 def _look(channels: list[Channel[T]]) -> Found[T] | None:
     """Take from a channel that seems to have something; return None if none has."""
-    open_ = [channel for channel in channels if not _pipe(channel).reported.locked()]
+    open_ = [channel for channel in channels if not pipe_of(channel).reported.locked()]
     if not open_:
         raise ChannelClosedError("all channels are closed and empty, and that has been told")
-    return _take([channel for channel in open_ if _pipe(channel).items or _pipe(channel).closed])
+    return _take([channel for channel in open_ if pipe_of(channel).items or pipe_of(channel).closed])
 
 
 def _take(channels: list[Channel[T]]) -> Found[T] | None:
     """Take from one of the channels, each with the same chance; return None if all turn out to have nothing."""
     while channels:
         channel = channels.pop(random.randrange(len(channels)))  # noqa: S311 - fair is enough
-        pipe = _pipe(channel)
+        pipe = pipe_of(channel)
         try:
             return channel, channel.get(block=False)
         except Empty:
@@ -124,10 +123,6 @@ def _take(channels: list[Channel[T]]) -> Found[T] | None:
 def _wake(woken: Any) -> None:
     with contextlib.suppress(RuntimeError):  # another channel has woken it already
         woken.release()
-
-
-def _pipe(channel: Channel[T]) -> Pipe[T]:
-    return channel._pipe  # noqa: SLF001 - the same room
 
 
 def _check(channels: Sequence[object], timeout: float | None) -> None:

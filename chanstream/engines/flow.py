@@ -13,6 +13,7 @@ cancel at that moment ends the stream after them.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ DRAIN_SECONDS = 0.25
 ends this much after the last chunk."""
 
 _NEVER = float("inf")
+
+_log = logging.getLogger("chanstream")
 
 
 class Line(Protocol):
@@ -75,6 +78,7 @@ class Flow:
         self._blocked = False
         self._resumed_at = answer.asked_at
         self._ended_at: float | None = None
+        self._last: CompletionChunk | None = None
         self._drained = 0
         self._forget: Callable[[], None] | None = None
 
@@ -127,6 +131,8 @@ class Flow:
         finally:
             self.context.release()
             self._pipe.close()  # after the connection went back: the next request of the consumer finds it
+        if self._last is not None:
+            _log_end(self._last)
 
     def _hand_over(self, chunks: list[CompletionChunk]) -> Offer[CompletionChunk] | None:
         """Put chunks into the pipe, in the lock, without blocking; return those that wait for room."""
@@ -134,6 +140,7 @@ class Flow:
             if chunks:
                 self._ended_at = time.monotonic()
                 self._pipe.end(chunks)
+                self._last = chunks[-1]
             return None
         try:
             return self._pipe.offer(chunks, self.on_room) or None
@@ -195,6 +202,12 @@ class Flow:
         if self._machine.last_event is None:
             return APITimeoutError(clock="first_chunk", seconds=self._timeout.first_chunk or 0.0)
         return APITimeoutError(clock="idle", seconds=self._timeout.idle or 0.0)
+
+
+def _log_end(last: CompletionChunk) -> None:
+    """Log how a stream ended; of an error its kind alone, because its words may be those of the answer."""
+    how = type(last.error).__name__ if last.error else last.choices[0].finish_reason
+    _log.debug("stream ended after %.3f s: %s", last.total_latency, how)
 
 
 def _or_never(seconds: float | None) -> float:

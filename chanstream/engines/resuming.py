@@ -146,7 +146,7 @@ class _Resuming(Feeder):
     def _resume(self, cut: ChanstreamError) -> None:
         joint = self._joint
         wait = self._retry.delay(cut, joint.cuts - 1)
-        _log.info("going on with a cut answer in %.2f s, try %d of %d, after: %s", wait, joint.cuts, TRIES, cut)
+        _log.info("going on with a cut answer in %.2f s, try %d of %d, after: %s", wait, joint.cuts, TRIES, str(cut))
         since = self._started + joint.elapsed
         part = _NextPart(self._context, self.part, cut, since)
         if self._context.done():  # which has ended the part

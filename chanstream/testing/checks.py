@@ -50,6 +50,20 @@ def copied_headers(value: Mapping[str, str]) -> Mapping[str, str]:
     return cast("Mapping[str, str]", _table(value))
 
 
+def vector(value: Sequence[float] | str) -> list[float] | str:
+    """Returns a vector's numbers as a list; a str, base64 of them, as it is.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    numbers = _items(value)
+    if isinstance(numbers, str):
+        return numbers
+    if not isinstance(numbers, tuple) or not all(isinstance(number, (int, float)) for number in numbers):
+        raise TypeError(f"vectors must be sequences of numbers, or base64 of them, not {value!r}")
+    return [*numbers]
+
+
 # Validators, with the three arguments that attrs gives them.
 
 

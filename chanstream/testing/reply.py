@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import attrs
@@ -152,6 +152,21 @@ class Reply:
     def json(cls, obj: object, status: int = 200) -> Reply:
         """Returns a reply that is `obj` as JSON, even to a client that asked for a stream."""
         return cls(body=encode_json(obj), status=status, content_type="application/json", framing="content-length")
+
+    @classmethod
+    def embeddings(cls, *vectors: Sequence[float] | str, model: str = "test-model") -> Reply:
+        """Returns the answer to a request for embeddings.
+
+        Args:
+            *vectors: One for each input: numbers, or base64 of them.
+            model: The model's name.
+
+        Raises:
+            TypeError: One is neither.
+        """
+        kept = enumerate(map(checks.vector, vectors))
+        data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in kept]
+        return cls.json({"object": "list", "model": model, "data": data})
 
     @classmethod
     def html(cls, text: str, status: int = 200) -> Reply:

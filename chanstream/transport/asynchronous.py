@@ -42,6 +42,8 @@ async def open_async(transport: Transport, call: Call) -> Answer:
             return await _attempt(transport, call)
         except (APIStatusError, APIConnectionError) as error:
             seconds = transport.pause_after(error, call, retries)
+            if seconds is None:
+                raise
         retries += 1
         await _pause(call.context, seconds)
 

@@ -17,11 +17,13 @@ For this two private names of the pools are overridden, ``_get_conn`` and ``_put
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import io
 import os
 import queue
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -209,7 +211,12 @@ class Cuttable:
         self._serve()
         if self._sock is not None:
             self.timeout = None  # as above, where the connection is used again
-        super().request(*args, **kwargs)  # type: ignore[misc]  # as above
+        try:
+            super().request(*args, **kwargs)  # type: ignore[misc]  # as above
+        except ssl.SSLEOFError as error:
+            # TLS's name for a broken pipe. By that one urllib3 knows to read what the server said before it left, such
+            # as that it wants a certificate.
+            raise BrokenPipeError(errno.EPIPE, str(error)) from error
 
     def getresponse(self) -> Any:
         """Return the answer once its head is in, or park the exchange."""

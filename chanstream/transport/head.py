@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 import attrs
+from requests.structures import CaseInsensitiveDict
 
 from ..errors import request_id_in
 
@@ -70,6 +71,11 @@ class ResponseHead:
             _count(said("remaining-tokens")),
             seconds_in(said("reset-tokens")),
         )
+
+
+def head_of(status_code: int, headers: Mapping[str, str]) -> ResponseHead:
+    """Return a head that says this, as one that came from a server does."""
+    return ResponseHead(status_code, CaseInsensitiveDict(headers))
 
 
 def _count(text: str) -> int | None:

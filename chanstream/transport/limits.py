@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from typing import Any, Protocol, runtime_checkable
 
 from ..context import Context
+
+_log = logging.getLogger("chanstream")
 
 
 @runtime_checkable
@@ -17,7 +21,8 @@ class RateLimiter(Protocol):
     def ask(self) -> float:
         """Return 0 if a request may be sent now, which then counts; else the seconds after which to ask again.
 
-        It must not wait itself: the wait is the library's, so that cancel and deadlines end it.
+        It must not wait itself: the wait is the library's, so that cancel and deadlines end it. What it raises is
+        raised to the caller, and nothing is sent.
         """
 
 
@@ -26,14 +31,16 @@ def wait_for_turn(limiter: RateLimiter, context: Context) -> None:
 
     Raises:
         ChanstreamError: The context was done before.
+        TypeError: The limiter's answer is no number of seconds.
     """
     while (pause := asked(limiter)) > 0:
+        _log.debug("the rate limiter says to ask again in %.3f s", pause)
         context.wait(pause)
         context.raise_if_done()
 
 
 def asked(limiter: RateLimiter) -> float:
-    """Return what a limiter answers, which is somebody else's code.
+    """Return what a limiter answers, which is somebody else's code. Infinity counts: as long as one can wait.
 
     Raises:
         TypeError: It is no number of seconds.
@@ -41,4 +48,4 @@ def asked(limiter: RateLimiter) -> float:
     pause: Any = limiter.ask()
     if isinstance(pause, bool) or not isinstance(pause, (int, float)) or not pause >= 0:
         raise TypeError(f"rate_limiter: expected ask() to return seconds, 0 or more, got {pause!r}")
-    return pause
+    return min(pause, threading.TIMEOUT_MAX)

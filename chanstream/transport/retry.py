@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,12 @@ from urllib3.util import Retry as _Arithmetic
 from ..errors import APIConnectionError, APIStatusError, APITimeoutError, ChanstreamError
 
 RETRIED_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
+
+_CERTIFICATES = re.compile(
+    "certificate|unknown ca|handshake failure|key values mismatch|pem lib|tls key file", re.IGNORECASE
+)
+"""Words of OpenSSL and requests for: one side does not accept the other's certificate, or a file of ours is not there,
+or is none. What a server says that missed ours is the third in TLS 1.2 and the first in 1.3."""
 
 
 def _not_negative(_: object, field: attrs.Attribute[Any], value: Any) -> None:
@@ -33,7 +40,7 @@ class Retry:
 
     The wait before try n is drawn between 0 and ``min_delay * 2**n``, at most ``max_delay``: "full jitter", so that
     clients that failed together do not come back together. A server that says ``Retry-After`` is obeyed, up to
-    ``max_retry_after``.
+    ``max_retry_after``. What is wrong with a certificate is told at once.
 
     Attributes:
         max_retries: Tries after the first; 0 for none.
@@ -57,7 +64,8 @@ class Retry:
             return error.status_code in self.statuses
         if isinstance(error, APITimeoutError):
             return error.clock in ("connect", "first_chunk")
-        return isinstance(error, APIConnectionError)
+        # What is wrong with a certificate is so in a second too.
+        return isinstance(error, APIConnectionError) and not _CERTIFICATES.search(str(root_cause(error)))
 
     def delay(self, error: ChanstreamError, retries: int) -> float:
         """Return the seconds to wait before trying again."""
@@ -65,6 +73,13 @@ class Retry:
             return min(error.retry_after, self.max_retry_after)
         # The exponent is bounded because a float is not: 2.0**1100 overflows.
         return random.uniform(0, min(self.max_delay, self.min_delay * 2.0 ** min(retries, 60)))  # noqa: S311 - jitter
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the innermost cause of an error: requests and urllib3 wrap each other several times."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -28,7 +28,7 @@ from ..errors import APIConnectionError, APIStatusError, APITimeoutError, Chanst
 from .connection import CuttableAdapter, Exchange
 from .head import ResponseHead
 from .limits import RateLimiter, wait_for_turn
-from .retry import Retry, retry_after
+from .retry import Retry, retry_after, root_cause
 from .source import Source
 
 _ERROR_BODY_BYTES = 64 * 1024
@@ -147,16 +147,18 @@ class Transport:
                 return self._attempt(call, finish)
             except (APIStatusError, APIConnectionError) as error:
                 pause = self.pause_after(error, call, retries)
+                if pause is None:
+                    raise
             retries += 1
             call.context.wait(pause)
 
-    def pause_after(self, error: ChanstreamError, call: Call, retries: int) -> float:
-        """Return the seconds to wait before the next attempt; raises the error if there shall be none."""
+    def pause_after(self, error: ChanstreamError, call: Call, retries: int) -> float | None:
+        """Return the seconds to wait before the next attempt; None if there shall be none."""
         redact(error, self.secret)
         if call.context.done() or not call.retry.allows(error, retries):
-            raise error
+            return None
         pause = call.retry.delay(error, retries)
-        _log.info("retry %d of %d in %.2f s after: %s", retries + 1, call.retry.max_retries, pause, error)
+        _log.info("retry %d of %d in %.2f s after: %s", retries + 1, call.retry.max_retries, pause, str(error))
         return pause
 
     def close(self) -> None:
@@ -191,6 +193,7 @@ class Transport:
         if call.body is not None:
             headers["Content-Type"] = "application/json"
         headers.update(call.headers)
+        _log.debug("%s %s%s", call.method, self._base_url, call.path)
         try:
             with exchange.sending():
                 return self._session().request(
@@ -302,7 +305,10 @@ class _Session(requests.Session):
 
 
 def new_session() -> requests.Session:
-    """Return a session with connections that can be cut, a pool sized for fan-out, and no cookies."""
+    """Return a session with connections that can be cut, a pool sized for fan-out, and no cookies.
+
+    To be set up before its first request: certificates, proxies, headers.
+    """
     session = _Session()
     adapter = CuttableAdapter()
     session.mount("https://", adapter)
@@ -372,7 +378,6 @@ def _read_some(source: Source) -> bytes:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the words of the innermost cause: requests and urllib3 wrap each other several times."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
+    """Return the words of the innermost cause."""
+    error = root_cause(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -7,6 +7,8 @@ A page is run from top to bottom, in one namespace, as a reader would type it in
   read as Python, and each must be asked for.
 - A ``text`` block right after it is what it prints; ``...`` stands for anything.
 
+A ``py`` block is Python too, of another package's users: tests/peers runs it where that package is installed.
+
 A page on which there is a ``def test_`` is a test file instead, and pytest runs it.
 """
 

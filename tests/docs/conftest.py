@@ -7,6 +7,7 @@ loopback, and the certificate authority that requests is told to trust. So ``Cli
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 from collections import deque
@@ -61,6 +62,15 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext,
     bundle = tmp_path_factory.mktemp("internet") / "ca.pem"
     ca.cert_pem.write_to_path(str(bundle))
     return context, bundle
+
+
+@pytest.fixture
+def usual_log() -> Iterator[None]:
+    """Set the log back to what it was: what a page sets it to would hold for all tests after it."""
+    logger = logging.getLogger("chanstream")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture

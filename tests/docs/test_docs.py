@@ -24,6 +24,8 @@ TESTED = [page for page in PAGES if is_test_file(page)]
 RUN = [page for page in PAGES if page not in TESTED and python_blocks(page)]
 
 DIALECT_ROWS = table(ROOT / "docs" / "tutorial.md", "Other servers")
+PLUGINS = ("-p", "no:cacheprovider", "-p", "no:chanstream", "-p", "chanstream.testing.plugin")
+"""The last two: the plugin of this checkout, whether one is installed or not."""
 FAULTS = table(ROOT / "docs" / "testing.md", "A catalogue of faults")
 
 
@@ -46,10 +48,13 @@ def run(block: Block, names: dict[str, Any], internet: Internet, capsys: pytest.
         assert matches, f"{where}: it printed:\n{printed}"
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("nothing_left", "usual_log")
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
-def test_the_blocks_of_a_page(page: Path, internet: Internet, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_blocks_of_a_page(
+    page: Path, internet: Internet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The Python blocks of a page, run from top to bottom, work and print what the page says."""
+    monkeypatch.chdir(tmp_path)  # for what a page writes
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in python_blocks(page):
         run(block, names, internet, capsys)
@@ -59,11 +64,11 @@ def test_the_blocks_of_a_page(page: Path, internet: Internet, capsys: pytest.Cap
 
 @pytest.mark.parametrize("page", TESTED, ids=lambda page: page.stem)
 def test_the_tests_of_a_page(page: Path, tmp_path: Path) -> None:
-    """A page that shows tests is a test file that pytest passes."""
+    """A page that shows tests is a test file that pytest passes, with the plugin that comes with chanstream."""
     file = tmp_path / "test_page.py"
     file.write_text("\n\n".join(block.code for block in python_blocks(page)), "utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", tmp_path, file],
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", *PLUGINS, "--rootdir", tmp_path, file],
         cwd=ROOT, env={**os.environ, "no_proxy": "*"}, capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

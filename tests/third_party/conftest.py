@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,38 @@ import attrs
 import pytest
 import requests
 
-from tests.third_party.servers import NotInstalledError, Server, install, running
+from tests.third_party.servers import ENGINE, GATEWAY, MOCKS, NotInstalledError, Server, install, running
 
 
 @pytest.fixture(scope="session")
-def interpreter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python that has the servers, kept from run to run: in CHANSTREAM_TEST_SERVERS, else in pytest's cache.
+def installed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Sequence[str]], Path]:
+    """Get the Python that has some packages, kept from run to run: in CHANSTREAM_TEST_SERVERS, else in pytest's cache.
 
     Where they cannot be installed, the tests are skipped: one may work offline. CI may not, or it could lose them
     without a word.
     """
     cache = getattr(request.config, "cache", None)  # absent with `-p no:cacheprovider`
     folder = os.environ.get("CHANSTREAM_TEST_SERVERS") or (cache and cache.mkdir("servers"))
-    try:
-        return install(Path(folder or tmp_path_factory.mktemp("servers")))
-    except NotInstalledError as error:
-        if os.environ.get("CI", "").lower() not in ("", "0", "false"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+    home = Path(folder or tmp_path_factory.mktemp("servers"))
+
+    def get(packages: Sequence[str]) -> Path:
+        try:
+            return install(home, packages)
+        except NotInstalledError as error:
+            reason = f"{' and '.join(packages)} cannot be installed: {error}"
+            if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+                pytest.fail(reason, pytrace=False)
+            pytest.skip(reason)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def interpreter(installed: Callable[[Sequence[str]], Path]) -> Path:
+    """The Python that has the mocks."""
+    return installed(MOCKS)
 
 
 @attrs.frozen
@@ -113,4 +127,52 @@ def stubllm(interpreter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     ]
     (folder / "answers.json").write_text(json.dumps({"fixtures": answers}))
     with running(interpreter, folder / "log", "stubllm", "serve", "--fixture-file", "answers.json") as server:
+        yield server
+
+
+@pytest.fixture
+def forward_proxy(interpreter: Path, tmp_path: Path) -> Iterator[Server]:
+    """proxy.py, a forward proxy as companies have them; it says at the level DEBUG alone where it listens."""
+    one = ["--num-acceptors", "1", "--num-workers", "1", "--log-level", "DEBUG", "--data-dir", str(tmp_path / "data")]
+    with running(interpreter, tmp_path / "log", "proxy", "--hostname", "127.0.0.1", *one) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def engine_interpreter(installed: Callable[[Sequence[str]], Path]) -> Path:
+    """The Python that has llama.cpp."""
+    return installed(ENGINE)
+
+
+@pytest.fixture(scope="session")
+def llama(engine_interpreter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """llama.cpp's server, an engine that really computes each token, with a model of random numbers."""
+    with running(engine_interpreter, tmp_path_factory.mktemp("llama") / "log", str(LLAMA)) as server:
+        yield server
+
+
+LLAMA = Path(__file__).with_name("llama.py")
+
+_GATEWAY_CONFIG: dict[str, Any] = {
+    "general_settings": {"master_key": "sk-test-key"},
+    "litellm_settings": {"telemetry": False, "num_retries": 0},
+}
+
+
+@pytest.fixture(scope="session")
+def gateway(
+    llama: Server, installed: Callable[[Sequence[str]], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """LiteLLM's proxy in front of llama.cpp and of a server that is not there."""
+    if not os.environ.get("CHANSTREAM_TEST_GATEWAY"):
+        pytest.skip("CHANSTREAM_TEST_GATEWAY is not set: LiteLLM's proxy brings 700 MB")
+    folder = tmp_path_factory.mktemp("gateway")
+    upstreams = {"engine": f"{llama.url}/v1", "nowhere": "http://127.0.0.1:9/v1"}
+    models = [
+        {"model_name": name, "litellm_params": {"model": "openai/tiny", "api_base": url, "api_key": "test-key"}}
+        for name, url in upstreams.items()
+    ]
+    (folder / "config.yaml").write_text(json.dumps({**_GATEWAY_CONFIG, "model_list": models}))  # YAML has all of JSON
+    interpreter = installed(GATEWAY)
+    with running(interpreter, folder / "log", "litellm", "--config", "config.yaml", "--host", "127.0.0.1") as server:
         yield server

@@ -1,0 +1,129 @@
+"""A real Redis for the tests: the system's own, or else Debian's packages, unpacked and not installed.
+
+Import the fixture ``redis_server`` where it is needed; one server runs for all tests of a session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from tests.conftest import SCALE, within
+
+PACKAGES = ("redis-server", "redis-tools", "libatomic1", "libjemalloc2", "liblzf1")
+"""What Redis is made of, beside libraries that every Debian has."""
+
+_START_TIME = 20 * SCALE
+_INSTALL_TIME = 100 * SCALE
+
+# The server ends with the tests, however they end: the launcher's standard input is a pipe that nobody else holds.
+_LAUNCH = """
+import subprocess, sys
+server = subprocess.Popen(sys.argv[1:])
+sys.stdin.read()
+server.kill()
+server.wait()
+"""
+
+
+class NotThereError(Exception):
+    """There is no Redis here, and it cannot be brought here; the text says why."""
+
+
+@attrs.frozen
+class Program:
+    """Redis's program.
+
+    Attributes:
+        path: Where it is.
+        libraries: A folder with libraries of its own; "" for none.
+    """
+
+    path: str
+    libraries: str = ""
+
+
+@attrs.frozen
+class RedisServer:
+    """A running Redis, which keeps nothing on disk.
+
+    Attributes:
+        url: For `redis.Redis.from_url`.
+    """
+
+    url: str
+
+
+def find(folder: Path) -> Program:
+    """Return Redis's program: the one on the PATH, or the one in ``folder``, unpacked there if need be."""
+    installed = shutil.which("redis-server")
+    if installed:
+        return Program(installed)
+    home = folder / "redis"
+    if not (home / "usr/bin/redis-server").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            _download(Path(aside))
+            with contextlib.suppress(OSError):  # another test run was faster; as good
+                Path(aside, "root").rename(home)
+    library = next(home.glob("usr/lib/*/libjemalloc.so.*"), None)
+    return Program(str(home / "usr/bin/redis-server"), str(library.parent) if library else "")
+
+
+def _download(folder: Path) -> None:
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise NotThereError("no redis-server on the PATH, and no apt-get and dpkg to bring it")
+    _run("apt-get", "download", *PACKAGES, cwd=folder)
+    for package in folder.glob("*.deb"):
+        _run("dpkg", "-x", str(package), "root", cwd=folder)
+
+
+def _run(*command: str, cwd: Path) -> None:
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_INSTALL_TIME, check=False)
+    except subprocess.TimeoutExpired:
+        raise NotThereError(f"no redis-server: {command[0]} {command[1]} took too long") from None
+    if done.returncode:
+        last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+        raise NotThereError(f"no redis-server: {command[0]} {command[1]} failed: {last}")
+
+
+@contextlib.contextmanager
+def running(program: Program) -> Iterator[RedisServer]:
+    """Run a server for the length of the block, on a socket in a folder that only we can read."""
+    with tempfile.TemporaryDirectory(prefix="redis-", dir="/tmp") as folder:  # a socket's path must be short
+        socket, log = Path(folder, "socket"), Path(folder, "log")
+        settings = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no", "--dir", folder]
+        environment = {**os.environ, "LD_LIBRARY_PATH": program.libraries} if program.libraries else None
+        with log.open("wb") as output, subprocess.Popen(
+            [sys.executable, "-I", "-c", _LAUNCH, program.path, *settings],
+            stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment,
+        ) as process:  # fmt: skip
+            within(_START_TIME, lambda: socket.exists() or b"error" in log.read_bytes())
+            if not socket.exists():
+                process.communicate()  # closes the pipe, and waits for the end; as leaving the block does
+                raise NotThereError(f"redis-server does not start: {log.read_text(errors='replace')[-500:]}")
+            yield RedisServer(f"unix://{socket}")
+
+
+@pytest.fixture(scope="session")
+def redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A running Redis, empty at first. The tests are skipped where there is none, with the reason."""
+    cache = getattr(request.config, "cache", None)  # absent with `-p no:cacheprovider`
+    folder = os.environ.get("CHANSTREAM_TEST_SERVERS") or (cache and cache.mkdir("servers"))
+    with contextlib.ExitStack() as exits:
+        try:
+            program = find(Path(folder or tmp_path_factory.mktemp("servers")))
+            server = exits.enter_context(running(program))
+        except NotThereError as error:
+            pytest.skip(str(error))
+        yield server
