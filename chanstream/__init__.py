@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .errors import StreamInterruptedError as StreamInterruptedError
     from .errors import StreamTruncatedError as StreamTruncatedError
     from .errors import UnprocessableEntityError as UnprocessableEntityError
+    from .failover import Failover as Failover
     from .models.catalog import ModelCapabilities as ModelCapabilities
     from .models.catalog import ModelCard as ModelCard
     from .models.chat import AgentCompletionRequest as AgentCompletionRequest
@@ -112,6 +113,7 @@ _HOMES = {
     " CacheError ChannelClosedError ChanstreamError ConflictError EventTooLargeError InternalServerError NotFoundError"
     " PermissionDeniedError RateLimitError StreamAPIError StreamCancelledError StreamDecodeError StreamError"
     " StreamInterruptedError StreamTruncatedError UnprocessableEntityError",
+    "failover": "Failover",
     "models.catalog": "ModelCapabilities ModelCard",
     "models.chat": "AgentCompletionRequest ChatCompletionRequest ChatCompletionResponse Choice FIMCompletionRequest"
     " FinishReason JSONSchema ResponseFormat UsageInfo",

@@ -19,7 +19,7 @@ from . import __version__
 from .channel import Pipe
 from .context import Context, Timeout
 from .dialects import DIALECTS, Completion, Dialect
-from .engines import poller, threaded
+from .engines import poller, resuming, threaded
 from .errors import (
     APITimeoutError,
     BadRequestError,
@@ -40,7 +40,8 @@ from .models.chat import (
 from .models.chunk import CompletionChunk
 from .models.codec import best_loads, dumps
 from .models.embeddings import EmbeddingRequest, EmbeddingResponse
-from .observers import Observer, Observers
+from .models.messages import AssistantMessage
+from .observers import Observer, Observers, Watch
 from .stream import CompletionStream, Errors
 from .transport.limits import RateLimiter
 from .transport.retry import Retry
@@ -84,6 +85,7 @@ class _Options:
     extras: Extras | None = None
     buffer: int | None = None
     errors: Errors | None = None
+    resume: Literal["prefix"] | None = None
 
 
 @attrs.frozen
@@ -205,6 +207,7 @@ class Client:
         context: Context | None = None,
         buffer: int | None = None,
         errors: Errors | None = None,
+        resume: Literal["prefix"] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, Any] | None = None,
@@ -217,6 +220,9 @@ class Client:
             context: Cancels the call, before its head and after.
             buffer: The channel's capacity for this call, in chunks.
             errors: ``"inband"`` or ``"raise"``, for this call.
+            resume: What to do when the answer is cut off in the middle of its text: None ends the stream with an
+                error; ``"prefix"`` sends the text so far back as the beginning of the answer, up to three times, and
+                the rest comes in the same stream. Only for dialects that take such a prefix, and for one choice.
             extra_body: Members of the JSON object, in addition to the request's, or over them.
             extra_headers: Headers in addition.
             extra_query: Parts of the URL's query.
@@ -231,7 +237,7 @@ class Client:
         """
         _typed("request", request, ChatCompletionRequest)
         extras = Extras(extra_body, extra_headers, extra_query)
-        return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
+        return self._streamed(request, _Options(timeout, context, extras, buffer, errors, resume))
 
     async def chat_completion_stream_async(
         self,
@@ -241,6 +247,7 @@ class Client:
         context: Context | None = None,
         buffer: int | None = None,
         errors: Errors | None = None,
+        resume: Literal["prefix"] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, Any] | None = None,
@@ -259,7 +266,7 @@ class Client:
 
         _typed("request", request, ChatCompletionRequest)
         extras = Extras(extra_body, extra_headers, extra_query)
-        opening = self._opening(request, _Options(timeout, context, extras, buffer, errors))
+        opening = self._opening(request, _Options(timeout, context, extras, buffer, errors, resume))
         with self._opened(request, opening.call):
             answer = await open_async(self._transport, opening.call)
         return opening.stream(answer)
@@ -491,7 +498,9 @@ class Client:
         """Return all that a stream needs before its answer; what can be wrong with it is told here."""
         started = time.monotonic()
         path, body = self._dialect.path_of(request), self._dialect.body(request, stream=True)
-        return _Opening(
+        if options.resume is not None:
+            self._check_resume(options.resume, request)
+        opening = _Opening(
             started,
             threaded.start if self._engine == "threaded" else poller.start,
             *self._ends(options),
@@ -504,6 +513,7 @@ class Client:
             ),
             self._call(path, body, options, request, accept="text/event-stream"),
         )
+        return opening if options.resume is None else self._resuming(request, options, opening)
 
     @contextmanager
     def _opened(self, request: Completion, call: Call) -> Iterator[None]:
@@ -619,14 +629,47 @@ class Client:
             limiter=self._limiter,
             headers=extras.headers,
             query=extras.query,
-            watch=self._observers.watch(
-                dialect=self._dialect.name,
-                base_url=self._base_url,
-                path=path,
-                stream=accept == "text/event-stream",
-                request=request,
-            ),
+            watch=self._watch(path, request, stream=accept == "text/event-stream"),
         )
+
+    def _watch(self, path: str, request: Any, *, stream: bool) -> Watch | None:
+        """Return what tells the observers of a call that begins now; None where there are none."""
+        about = {"dialect": self._dialect.name, "base_url": self._base_url, "path": path, "stream": stream}
+        return self._observers.watch(request=request, **about)
+
+    def check(self, request: ChatCompletionRequest, *, stream: bool, resume: str | None = None) -> None:
+        """Raise what is wrong with a request for this client; sends nothing.
+
+        :meta private:
+        """
+        self._dialect.body(request, stream=stream)
+        if resume is not None:
+            self._check_resume(resume, request)
+
+    def _check_resume(self, resume: str, request: Any) -> None:
+        _one_of("resume", resume, ("prefix",))
+        if not self._dialect.takes_prefix:
+            raise ValueError(f"resume: the {self._dialect.name!r} dialect does not go on from a prefix")
+        if (request.n or 1) > 1:
+            raise ValueError(f"resume: only one choice can be gone on with, and n is {request.n}")
+        if getattr(request.messages[-1], "prefix", None):
+            raise ValueError("resume: the last message is a prefix already")
+
+    def _resuming(self, request: Any, options: _Options, opening: _Opening) -> _Opening:
+        """Return the opening of a stream that goes on after a cut."""
+        extras = self._extras.over(options.extras)
+
+        def rest(so_far: str, since: float, context: Context) -> tuple[Call, Answer, StreamMachine]:
+            messages = [*request.messages, AssistantMessage(so_far, prefix=True)]
+            body = self._dialect.body(attrs.evolve(request, messages=messages), stream=True)
+            watch = self._watch(opening.call.path, request, stream=True)  # observers see a call for each part
+            call = attrs.evolve(opening.call, body=dumps({**body, **extras.body}), context=context, watch=watch)
+            with self._opened(request, call):
+                answer = self._transport.open(call)
+            return call, answer, opening.machine(since, content_type=answer.head.content_type)
+
+        start = partial(resuming.start, begin=opening.start, rest=rest, started=opening.started)
+        return attrs.evolve(opening, start=start)
 
     def _fetched(self, call: Call, what: str, key: str, load: Callable[[Any], M]) -> M:
         """Return the whole answer to a call: ``what``, a JSON object with this key."""

@@ -42,6 +42,8 @@ class Dialect:
         usage_on_request: Whether a stream's usage has to be asked for, with ``stream_options``.
         image_objects: Whether an image's address must be an object, ``{"url": ...}``, and not a bare text.
         lacking: Paths that the server does not have; they are refused before anything is sent.
+        takes_prefix: Whether an answer goes on from a last message of the assistant that has ``prefix`` set. The others
+            here begin a new answer after it, or refuse it.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Dialect:
     usage_on_request: bool = False
     image_objects: bool = False
     lacking: frozenset[str] = frozenset()
+    takes_prefix: bool = False
 
     def body(self, request: Completion, *, stream: bool) -> dict[str, Any]:
         """Return the JSON object to send.
@@ -133,6 +136,7 @@ MISTRAL = Dialect(
     key_variable="MISTRAL_API_KEY",
     # stream_options is answered with 422 there; usage comes by itself.
     rejected=frozenset({"stream_options", "max_completion_tokens", "logprobs", "top_logprobs", "user"}),
+    takes_prefix=True,  # and the answer begins with it once more
 )
 
 _RENAMED = {"random_seed": "seed", "output_dimension": "dimensions"}

@@ -46,7 +46,12 @@ class ChanstreamError(Exception):
     """Base of every error that chanstream raises for what happens at run time.
 
     Wrong arguments are a plain `TypeError` or `ValueError` that names the field.
+
+    Attributes:
+        earlier: Where several servers were asked in turn (see `Failover`), what those before this one failed with.
     """
+
+    earlier: tuple[ChanstreamError, ...] = ()
 
 
 class APIError(ChanstreamError):

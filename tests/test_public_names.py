@@ -21,7 +21,7 @@ NAMES = """
     CompletionChunk StreamChoice DeltaMessage ChatCompletionResponse Choice ToolCall FunctionCall UsageInfo FinishReason
     AgentCompletionRequest FIMCompletionRequest RateLimiter
     TextDelta ReasoningDelta ToolCallDelta TextDone ReasoningDone ToolCallDone Finished Failed CompletionEvents
-    Role CompletionStream Channel MergedChannel Context Timeout Retry
+    Role CompletionStream Channel MergedChannel Context Timeout Retry Failover
     ChanstreamError APIError APIStatusError BadRequestError AuthenticationError PermissionDeniedError NotFoundError
     ConflictError UnprocessableEntityError RateLimitError InternalServerError StreamAPIError APIConnectionError
     APITimeoutError StreamError StreamInterruptedError StreamTruncatedError StreamDecodeError EventTooLargeError

@@ -1,6 +1,7 @@
 """Channels: a `queue.Queue` that can be closed and drained with ``for``, as in Go; and several of them at once."""
 
 from .channel import Channel, pipe_of
+from .feeding import Feeder
 from .merging import MergedChannel, merge
 from .pipe import ChannelStatistics, Offer, Pipe
 from .selection import CLOSED, select
@@ -11,6 +12,7 @@ __all__ = [
     "LOOK_SECONDS",
     "Channel",
     "ChannelStatistics",
+    "Feeder",
     "MergedChannel",
     "Offer",
     "Pipe",

@@ -5,11 +5,8 @@ the source readable, or made room in the merged pipe. What finds no room stays w
 an offer, and until that is in the feeder takes nothing more, so that the source fills up and holds its producer back.
 Offers are small and wait in line, so no source keeps the others out.
 
-Several threads may call one feeder at a time, and a signal handler or finalizer may call it in the middle of a move of
-its own thread. One of them moves, which keeps the order; a lock says which, and it is only ever tried, so that no two
-feeders, pipes or threads can wait for each other. Who comes too late leaves word *before* trying the lock, and who
-moves looks for word *after* letting go of it: one of the two sees the other, so no news is lost. The same holds for a
-feeder that waits for room: it looks whether its offer is in, and being told so afterwards makes it look again.
+How several threads share a feeder is told in `chanstream.channel.feeding`. A feeder that waits for room misses no news
+either: it looks whether its offer is in, and being told so afterwards makes it look again.
 
 Feeders refer to pipes only, never to channels. So dropping the merged channel is noticed, and drops the sources.
 """
@@ -19,13 +16,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Generic, TypeVar, overload
 
 from ..errors import ChannelClosedError, StreamError, StreamInterruptedError
 from .channel import Channel, pipe_of
+from .feeding import Feeder
 from .pipe import Offer, Pipe
 
 K = TypeVar("K")
@@ -183,36 +180,23 @@ class _Ends:
             self._merged.close(self._errors[0] if self._errors else None)
 
 
-class _Feeder(Generic[K, T]):
+class _Feeder(Feeder, Generic[K, T]):
     """Moves the items of one source into the merged pipe; it lives as long as the source's pipe knows it."""
 
     def __init__(self, key: K, source: Pipe[T], merged: Pipe[tuple[K, T]], ends: _Ends) -> None:
+        super().__init__()
         self._key = key
         self._source = source
         self._merged = merged
         self._ends = ends
         self._waiting: Offer[tuple[K, T]] = Offer()
         self._over = False
-        self._word = False
-        self._moving = threading.Lock()
         with self._moving:  # nobody moves, and so nobody ends, before it is known how to forget the waiter
             self._forget = source.add_waiter(self.move)
         self.move()
 
-    def move(self) -> None:
-        """Move what can be moved now, or leave word to the thread that is at it. Never blocks."""
-        try:
-            self._word = True
-            while self._word and self._moving.acquire(blocking=False):
-                try:
-                    self._word = False
-                    self._move()
-                finally:
-                    self._moving.release()
-        except BaseException as error:  # Ctrl-C, or no more memory: items may be lost, and the consumer must know
-            self._merged.close(StreamError(f"chanstream failed: {error!r}"))
-            if not isinstance(error, Exception):
-                raise
+    def _fail(self, error: BaseException) -> None:
+        self._merged.close(StreamError(f"chanstream failed: {error!r}"))
 
     def _move(self) -> None:
         while not (self._over or self._waiting or self._merged.closed) and self._source.readable():
