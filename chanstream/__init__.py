@@ -93,9 +93,9 @@ if TYPE_CHECKING:
     from .models.tools import Tool as Tool
     from .models.tools import ToolCall as ToolCall
     from .models.tools import ToolChoice as ToolChoice
+    from .quotas import RateLimits as RateLimits
     from .stream import CompletionEvents as CompletionEvents
     from .stream import CompletionStream as CompletionStream
-    from .transport.head import RateLimits as RateLimits
     from .transport.head import ResponseHead as ResponseHead
     from .transport.limits import RateLimiter as RateLimiter
     from .transport.retry import Retry as Retry
@@ -125,8 +125,9 @@ _HOMES = {
     " ToolCallDone",
     "models.messages": "AssistantMessage Role SystemMessage ToolMessage UserMessage",
     "models.tools": "Function FunctionCall Tool ToolCall ToolChoice",
+    "quotas": "RateLimits",
     "stream": "CompletionEvents CompletionStream",
-    "transport.head": "RateLimits ResponseHead",
+    "transport.head": "ResponseHead",
     "transport.limits": "RateLimiter",
     "transport.retry": "Retry",
 }

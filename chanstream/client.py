@@ -56,6 +56,9 @@ Engine: TypeAlias = Literal["auto", "threaded", "poller"]
 
 M = TypeVar("M")
 
+_NOBODY = nullcontext()
+"""In place of a watch where there are no observers."""
+
 _EMBEDDINGS = "/embeddings"
 
 
@@ -236,7 +239,7 @@ class Client:
         What goes wrong after the head is in comes with the stream.
         """
         _typed("request", request, ChatCompletionRequest)
-        extras = Extras(extra_body, extra_headers, extra_query)
+        extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._streamed(request, _Options(timeout, context, extras, buffer, errors, resume))
 
     async def chat_completion_stream_async(
@@ -265,7 +268,7 @@ class Client:
         from .transport.asynchronous import open_async  # with asyncio, which takes its time to load
 
         _typed("request", request, ChatCompletionRequest)
-        extras = Extras(extra_body, extra_headers, extra_query)
+        extras = Extras.of(extra_body, extra_headers, extra_query)
         opening = self._opening(request, _Options(timeout, context, extras, buffer, errors, resume))
         with self._opened(request, opening.call):
             answer = await open_async(self._transport, opening.call)
@@ -299,7 +302,7 @@ class Client:
             StreamDecodeError: The answer is no chat completion.
         """
         _typed("request", request, ChatCompletionRequest)
-        extras = Extras(extra_body, extra_headers, extra_query)
+        extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._completed(request, _Options(timeout, context, extras))
 
     def agent_completion_stream(
@@ -316,7 +319,7 @@ class Client:
     ) -> CompletionStream:
         """Return a stream of an agent's answer; as `chat_completion_stream`. Only Mistral has agents."""
         _typed("request", request, AgentCompletionRequest)
-        extras = Extras(extra_body, extra_headers, extra_query)
+        extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
 
     def agent_completion(
@@ -331,7 +334,7 @@ class Client:
     ) -> ChatCompletionResponse:
         """Return an agent's whole answer; as `chat_completion`. Only Mistral has agents."""
         _typed("request", request, AgentCompletionRequest)
-        extras = Extras(extra_body, extra_headers, extra_query)
+        extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._completed(request, _Options(timeout, context, extras))
 
     def fim_completion_stream(
@@ -348,7 +351,7 @@ class Client:
     ) -> CompletionStream:
         """Return a stream of code that fills a gap; as `chat_completion_stream`. Only Mistral fills in."""
         _typed("request", request, FIMCompletionRequest)
-        extras = Extras(extra_body, extra_headers, extra_query)
+        extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
 
     def fim_completion(
@@ -363,7 +366,7 @@ class Client:
     ) -> ChatCompletionResponse:
         """Return the whole code that fills a gap; as `chat_completion`. Only Mistral fills in."""
         _typed("request", request, FIMCompletionRequest)
-        extras = Extras(extra_body, extra_headers, extra_query)
+        extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._completed(request, _Options(timeout, context, extras))
 
     def embeddings(
@@ -390,11 +393,10 @@ class Client:
             As `chat_completion`.
         """
         _typed("request", request, EmbeddingRequest)
-        extras = Extras(extra_body, extra_headers, extra_query)
+        extras = Extras.of(extra_body, extra_headers, extra_query)
         options = _Options(timeout, context, extras)
         call = self._call(_EMBEDDINGS, self._dialect.embedding_body(request), options, request)
-        with self._explained(request):
-            answer: EmbeddingResponse = self._fetched(call, "embeddings", "data", EmbeddingResponse.from_dict)
+        answer: EmbeddingResponse = self._fetched(call, "embeddings", "data", EmbeddingResponse.from_dict, request)
         object.__setattr__(answer, "dtype", request.output_dtype or "float")
         return answer
 
@@ -517,29 +519,25 @@ class Client:
 
     @contextmanager
     def _opened(self, request: Completion, call: Call) -> Iterator[None]:
-        """Let the call's context go if no answer comes."""
-        try:
-            with call.watch or nullcontext(), self._explained(request):
+        """Let the call's context go if no answer comes, and tell why."""
+        with call.watch or _NOBODY:
+            try:
                 yield
-        except BaseException:
-            call.context.release()
-            raise
+            except BaseException as error:
+                call.context.release()
+                self._explain(error, request)
+                raise
 
     def _completed(self, request: Completion, options: _Options) -> ChatCompletionResponse:
         path, body = self._dialect.path_of(request), self._dialect.body(request, stream=False)
         call = self._call(path, body, options, request)
-        with self._explained(request):
-            answer = self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict)
+        answer = self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict, request)
         return parted(answer) if self._think_tags else answer
 
-    @contextmanager
-    def _explained(self, request: Completion | EmbeddingRequest) -> Iterator[None]:
-        """Tell which option of the request a refusal is about."""
-        try:
-            yield
-        except (BadRequestError, UnprocessableEntityError) as error:
+    def _explain(self, error: BaseException, request: Any) -> None:
+        """Note which option of the request a refusal is about."""
+        if isinstance(error, (BadRequestError, UnprocessableEntityError)):
             error.option = self._dialect.option_in(error, request)
-            raise
 
     def identity(
         self, request: Any, kind: type[ChatCompletionRequest | EmbeddingRequest], *, stream: bool = False
@@ -580,7 +578,16 @@ class Client:
         Raises:
             TypeError, ValueError: An argument is wrong; the text names it.
         """
-        return self._terms(_Options(timeout, context, None, buffer, errors))
+        options = _Options(timeout, context, None, buffer, errors)
+        capacity, mode = self._ends(options)
+        clocks, own = self._own_context(options)
+        return Terms(
+            clocks=attrs.evolve(clocks, total=None),
+            context=own,
+            buffer=capacity,
+            errors=mode,
+            think_tags=self._think_tags,
+        )
 
     def _ends(self, options: _Options) -> tuple[int, Errors]:
         """Return the capacity of a stream's channel, and how it gives errors."""
@@ -589,21 +596,14 @@ class Client:
             self._errors if options.errors is None else _one_of("errors", options.errors, get_args(Errors)),
         )
 
-    def _terms(self, options: _Options) -> Terms:
-        """Return what a call keeps to, with a context of its own that keeps the total."""
-        buffer, errors = self._ends(options)
+    def _own_context(self, options: _Options) -> tuple[Timeout, Context]:
+        """Return the clocks of a call, and a context of its own that keeps the total."""
         clocks = self._timeout if options.timeout is None else Timeout.of(options.timeout)
         parent = Context() if options.context is None else _typed("context", options.context, Context)
         own = parent.with_cancel()
         if clocks.total is not None:
             own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
-        return Terms(
-            clocks=attrs.evolve(clocks, total=None),
-            context=own,
-            buffer=buffer,
-            errors=errors,
-            think_tags=self._think_tags,
-        )
+        return clocks, own
 
     def _call(
         self,
@@ -617,14 +617,14 @@ class Client:
         """Return the call for a request, with a context of its own; all that can be wrong with it is told here."""
         extras = self._extras.over(options.extras)
         data = None if body is None else dumps({**body, **extras.body})
-        terms = self._terms(options)
+        clocks, own = self._own_context(options)
         return Call(
             method="GET" if body is None else "POST",
             path=path,
             body=data,
             accept=accept,
-            context=terms.context,
-            timeout=terms.clocks,
+            context=own,
+            timeout=clocks,
             retry=self._retry,
             limiter=self._limiter,
             headers=extras.headers,
@@ -671,18 +671,21 @@ class Client:
         start = partial(resuming.start, begin=opening.start, rest=rest, started=opening.started)
         return attrs.evolve(opening, start=start)
 
-    def _fetched(self, call: Call, what: str, key: str, load: Callable[[Any], M]) -> M:
+    def _fetched(self, call: Call, what: str, key: str, load: Callable[[Any], M], request: Any = None) -> M:
         """Return the whole answer to a call: ``what``, a JSON object with this key."""
-        with call.watch or nullcontext():
-            answer = self._answered(call, what, key, load)
+        with call.watch or _NOBODY:
+            answer = self._answered(call, what, key, load, request)
             if call.watch is not None:
                 call.watch.answered(answer)
             return answer
 
-    def _answered(self, call: Call, what: str, key: str, load: Callable[[Any], M]) -> M:
+    def _answered(self, call: Call, what: str, key: str, load: Callable[[Any], M], request: Any) -> M:
         started = time.monotonic()
         try:
             head, body = self._transport.fetch(call)
+        except ChanstreamError as error:
+            self._explain(error, request)
+            raise
         finally:
             call.context.release()
         try:

@@ -34,6 +34,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
+from .quotas import RateLimits
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -99,6 +101,7 @@ class APIStatusError(APIError):
         status_code: The HTTP status.
         headers: The answer's headers.
         request_id: The server's id for the request, or None.
+        rate_limits: What is left of the caller's quota.
         retry_after: Seconds that the server asked to wait, or None.
         option: The option of the request that a 400 or 422 names, and what it is called on the wire; or None.
     """
@@ -129,6 +132,11 @@ class APIStatusError(APIError):
     def request_id(self) -> str | None:
         """The server's id for the request, where it sent one in ``x-request-id`` or a like header."""
         return request_id_in(self.headers)
+
+    @property
+    def rate_limits(self) -> RateLimits:
+        """What is left of the caller's quota, where the server says."""
+        return RateLimits.in_headers(self.headers)
 
     def __str__(self) -> str:
         said = f"[{self.status_code}] {super().__str__()}".strip()

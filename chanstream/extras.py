@@ -79,6 +79,13 @@ class Extras:
     headers: Mapping[str, str] = attrs.field(default=None, converter=_headers)
     query: Mapping[str, Any] = attrs.field(default=None, converter=_query)
 
+    @classmethod
+    def of(
+        cls, body: Mapping[str, Any] | None, headers: Mapping[str, str] | None, query: Mapping[str, Any] | None
+    ) -> Extras | None:
+        """Return them; None where there are none, as for most calls."""
+        return None if body is headers is query is None else cls(body, headers, query)
+
     def over(self, later: Extras | None) -> Extras:
         """Return these with others over them."""
         if later is None:

@@ -7,10 +7,10 @@ import math
 import pytest
 from requests.structures import CaseInsensitiveDict
 
-from chanstream import RateLimits, ResponseHead
+from chanstream import RateLimitError, RateLimits, ResponseHead
+from chanstream.quotas import seconds_in
 from chanstream.testing import Reply
-from chanstream.transport.head import seconds_in
-from tests.conftest import Link
+from tests.conftest import REQUEST, Link
 
 
 def head(**headers: str) -> ResponseHead:
@@ -65,6 +65,14 @@ class TestRateLimits:
             x_ratelimit_reset_tokens="7.66s",
         ).rate_limits
         assert limits == RateLimits(14400, 14370, 2 * 60 + 59.56, 18000, 17997, 7.66)
+
+    def test_of_a_refusal(self, plain: Link) -> None:
+        """A refusal has them as an answer has."""
+        headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"}
+        client = plain.client(plain.serve(Reply.error(429, headers=headers)))
+        with pytest.raises(RateLimitError) as caught:
+            client.chat_completion_stream(REQUEST)
+        assert caught.value.rate_limits == RateLimits(remaining_requests=0, reset_requests=360.0)
 
     def test_of_a_server_that_says_nothing(self) -> None:
         """What the server does not say is None."""
