@@ -238,7 +238,7 @@ class Client:
 
         What goes wrong after the head is in comes with the stream.
         """
-        _typed("request", request, ChatCompletionRequest)
+        _asked(request, ChatCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._streamed(request, _Options(timeout, context, extras, buffer, errors, resume))
 
@@ -267,7 +267,7 @@ class Client:
         """
         from .transport.asynchronous import open_async  # with asyncio, which takes its time to load
 
-        _typed("request", request, ChatCompletionRequest)
+        _asked(request, ChatCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         opening = self._opening(request, _Options(timeout, context, extras, buffer, errors, resume))
         with self._opened(request, opening.call):
@@ -301,7 +301,7 @@ class Client:
             StreamCancelledError: The context was cancelled.
             StreamDecodeError: The answer is no chat completion.
         """
-        _typed("request", request, ChatCompletionRequest)
+        _asked(request, ChatCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._completed(request, _Options(timeout, context, extras))
 
@@ -318,7 +318,7 @@ class Client:
         extra_query: Mapping[str, Any] | None = None,
     ) -> CompletionStream:
         """Return a stream of an agent's answer; as `chat_completion_stream`. Only Mistral has agents."""
-        _typed("request", request, AgentCompletionRequest)
+        _asked(request, AgentCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
 
@@ -333,7 +333,7 @@ class Client:
         extra_query: Mapping[str, Any] | None = None,
     ) -> ChatCompletionResponse:
         """Return an agent's whole answer; as `chat_completion`. Only Mistral has agents."""
-        _typed("request", request, AgentCompletionRequest)
+        _asked(request, AgentCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._completed(request, _Options(timeout, context, extras))
 
@@ -350,7 +350,7 @@ class Client:
         extra_query: Mapping[str, Any] | None = None,
     ) -> CompletionStream:
         """Return a stream of code that fills a gap; as `chat_completion_stream`. Only Mistral fills in."""
-        _typed("request", request, FIMCompletionRequest)
+        _asked(request, FIMCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
 
@@ -365,7 +365,7 @@ class Client:
         extra_query: Mapping[str, Any] | None = None,
     ) -> ChatCompletionResponse:
         """Return the whole code that fills a gap; as `chat_completion`. Only Mistral fills in."""
-        _typed("request", request, FIMCompletionRequest)
+        _asked(request, FIMCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._completed(request, _Options(timeout, context, extras))
 
@@ -392,7 +392,7 @@ class Client:
         Raises:
             As `chat_completion`.
         """
-        _typed("request", request, EmbeddingRequest)
+        _asked(request, EmbeddingRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         options = _Options(timeout, context, extras)
         call = self._call(_EMBEDDINGS, self._dialect.embedding_body(request), options, request)
@@ -549,7 +549,7 @@ class Client:
         Raises:
             TypeError, ValueError: The request cannot be sent; the text says why.
         """
-        _typed("request", request, kind)
+        _asked(request, kind)
         if isinstance(request, EmbeddingRequest):
             path, body = _EMBEDDINGS, self._dialect.embedding_body(request)
         else:
@@ -649,9 +649,9 @@ class Client:
     def _check_resume(self, resume: str, request: Any) -> None:
         _one_of("resume", resume, ("prefix",))
         if not self._dialect.takes_prefix:
-            raise ValueError(f"resume: the {self._dialect.name!r} dialect does not go on from a prefix")
+            raise ValueError(f"resume: servers of the {self._dialect.name!r} dialect do not continue from a prefix")
         if (request.n or 1) > 1:
-            raise ValueError(f"resume: only one choice can be gone on with, and n is {request.n}")
+            raise ValueError(f"resume: only an answer with one choice can be resumed, and n is {request.n}")
         if getattr(request.messages[-1], "prefix", None):
             raise ValueError("resume: the last message is a prefix already")
 
@@ -718,8 +718,7 @@ class Client:
 def _answer(body: bytes, content_type: str, what: str, key: str, load: Callable[[Any], M]) -> M:
     try:
         data = best_loads()(body)
-        if isinstance(data, dict) and key not in data and (data.get("error") or data.get("object") == "error"):
-            raise StreamAPIError.from_body(data)
+        _check_answer(data, key)
         answer = load(data)
     except (TypeError, ValueError) as error:
         start = " ".join(body[:200].decode("utf-8", "replace").split())
@@ -727,6 +726,15 @@ def _answer(body: bytes, content_type: str, what: str, key: str, load: Callable[
     if hasattr(answer, "raw"):
         object.__setattr__(answer, "raw", data)
     return answer
+
+
+def _check_answer(data: Any, key: str) -> None:
+    """Raise what a JSON object says that is no answer; one without choices is none either, however whole it looks."""
+    if not isinstance(data, dict) or data.get(key) or (key in data and key != "choices"):
+        return
+    if data.get("error") or data.get("object") == "error" or "detail" in data:
+        raise StreamAPIError.from_body(data)
+    raise ValueError(f"{key}: {'empty' if key in data else 'missing'}")
 
 
 def _in_a_path(name: str, value: str) -> str:
@@ -737,10 +745,13 @@ def _in_a_path(name: str, value: str) -> str:
     return "/".join(quote(part, safe=":@") for part in parts)
 
 
-def _limiter(value: RateLimiter | None) -> RateLimiter | None:
+def _limiter(value: Any) -> RateLimiter | None:
     if isinstance(value, type):
-        raise TypeError(f"rate_limiter: expected a RateLimiter, got the class {value.__qualname__}: make one of it")
-    return None if value is None else _typed("rate_limiter", value, RateLimiter)
+        raise TypeError(f"rate_limiter: expected an object, got the class {value.__qualname__}")
+    if value is not None and not isinstance(value, RateLimiter):
+        wanted = "an object with ask(), such as chanstream.limits.RateLimit(50, per=10) or BucketLimit(bucket)"
+        raise TypeError(f"rate_limiter: expected {wanted}, got {value!r}")
+    return value
 
 
 def _dialect(value: str | Dialect) -> Dialect:
@@ -787,6 +798,12 @@ def _typed(name: str, value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected {kind.__name__}, got {value!r}")
     return value
+
+
+def _asked(request: Any, kind: type) -> None:
+    """Raise unless the request is of a kind; what it says is not shown, for it is somebody's conversation."""
+    if not isinstance(request, kind):
+        raise TypeError(f"request: expected {kind.__name__}, got {type(request).__name__}")
 
 
 def _at_least_1(name: str, value: int) -> int:

@@ -363,3 +363,9 @@ def _shortened(text: str, limit: int = 500) -> str:
     """Return ``text`` on one line and of a length that fits a log: a proxy's error page can be long."""
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def kind_of(error: BaseException) -> str:
+    """Return what a log may say of an error, whose words may be an answer's: its class, and its status or clock."""
+    more = getattr(error, "status_code", None) or getattr(error, "clock", None)
+    return f"{type(error).__name__} ({more})" if more else type(error).__name__

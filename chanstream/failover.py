@@ -21,7 +21,15 @@ import attrs
 from .channel import pipe_of
 from .client import Client
 from .context import Context, Timeout
-from .errors import APIConnectionError, APIStatusError, APITimeoutError, ChanstreamError, StreamAPIError, StreamError
+from .errors import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    ChanstreamError,
+    StreamAPIError,
+    StreamError,
+    kind_of,
+)
 from .models.chat import ChatCompletionRequest, ChatCompletionResponse
 from .stream import CompletionStream, Errors
 
@@ -163,7 +171,7 @@ class Failover:
     ) -> R:
         """Return the answer of the first server that gives one."""
         if not isinstance(request, ChatCompletionRequest):
-            raise TypeError(f"request: expected ChatCompletionRequest, got {request!r}")
+            raise TypeError(f"request: expected ChatCompletionRequest, got {type(request).__name__}")
         asked = [(client, attrs.evolve(request, model=model or request.model)) for client, model in self._servers]
         for client, own in asked:  # all of them now: a server that is seldom needed shall not fail when it is
             client.check(own, stream=stream, resume=resume)
@@ -176,8 +184,9 @@ class Failover:
                 if len(failed) == len(asked) - 1 or not _is_for_the_next(error):
                     raise
                 failed.append(error)
-                # As text: a log record may be kept for long, and the error's traceback would keep the client.
-                _log.warning("%s failed before its first chunk, the next one is asked: %s", repr(client), str(error))
+                _log.warning(
+                    "%s failed before its first chunk, the next one is asked: %s", repr(client), kind_of(error)
+                )
         raise AssertionError("unreachable")
 
     @staticmethod

@@ -51,7 +51,9 @@ class BucketLimit:
     def __init__(self, bucket: AbstractBucket) -> None:
         pyrate = _pyrate()
         if not isinstance(bucket, pyrate.AbstractBucket):
-            raise TypeError(f"bucket: expected a bucket of pyrate-limiter, got {bucket!r}")
+            raise TypeError(
+                f"bucket: expected a bucket of pyrate-limiter, as InMemoryBucket([Rate(...)]), got {bucket!r}"
+            )
         if inspect.isawaitable(counted := bucket.count()):
             getattr(counted, "close", bool)()  # a coroutine that is dropped warns
             raise TypeError(f"bucket: expected one that is not for asyncio, got {bucket!r}")

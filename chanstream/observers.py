@@ -271,12 +271,14 @@ class Observers:
     def _log_once(self, observer: Observer) -> None:
         mine = object()
         if self._logged.setdefault(id(observer), mine) is mine:
-            _log.exception("an observer failed, and is told on; this is logged once: %r", observer)
+            _log.exception(
+                "an observer raised, and will still be called; its further errors are not logged: %r", observer
+            )
 
 
 def _check(name: str, observer: Any) -> None:
     if isinstance(observer, type):
-        raise TypeError(f"{name}: expected an observer, got the class {observer.__qualname__}: make one of it")
+        raise TypeError(f"{name}: expected an observer, got the class {observer.__qualname__}")
     if not callable(observer):
         raise TypeError(f"{name}: expected a callable, got {observer!r}")
     if inspect.iscoroutinefunction(observer) or inspect.iscoroutinefunction(type(observer).__call__):

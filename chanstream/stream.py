@@ -197,6 +197,14 @@ class CompletionStream(Channel[CompletionChunk]):
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> CompletionStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def __del__(self) -> None:
         if hasattr(self, "_context"):  # else __init__ did not get far
             self.close()

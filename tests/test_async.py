@@ -458,6 +458,19 @@ class TestCancel:
         assert server.wait_for(lambda s: s.open_connections == 0)
         assert within(5, lambda: descriptors() <= before + 3)  # the server's own socket of this test may be new
 
+    def test_leaving_a_block(self, link: Link) -> None:
+        """The end of an ``async with`` block closes the stream."""
+        server = link.serve(Reply("one two three", stall_after=2))
+        client = link.client(server)
+
+        async def main() -> None:
+            async with await client.chat_completion_stream_async(REQUEST) as stream:
+                assert stream.state == "streaming"
+            assert stream.state == "cancelled"
+
+        run(main())
+        assert server.wait_for(lambda s: s.open_connections == 0)
+
     def test_leaving_a_loop_early(self, link: Link) -> None:
         """Leaving ``async for`` early closes the stream."""
         server = link.serve(Reply("one two three", stall_after=2))

@@ -22,6 +22,7 @@ from chanstream import (
     StreamDecodeError,
 )
 from chanstream.testing import Reply, StreamServer
+from tests.conftest import REQUEST as CHAT_REQUEST
 from tests.conftest import Link
 
 REQUEST = EmbeddingRequest("an-embedder", ["ipsum eiusmod"])
@@ -200,3 +201,19 @@ class TestModels:
         with pytest.raises(TypeError, match=r"^capabilities: expected ModelCapabilities"):
             client.search_models(["vision"])  # type: ignore[arg-type]
         assert server.requests == ()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        ({"detail": "gateway hiccup"}, StreamAPIError, "gateway hiccup"),
+        ({"error": "no model"}, StreamAPIError, "no model"),
+        ({"choices": []}, StreamDecodeError, "choices: empty"),
+        ({"id": "c-1"}, StreamDecodeError, "choices: missing"),
+        ([], StreamDecodeError, "expected a chat completion"),
+    ],
+)
+def test_an_answer_that_is_none(plain: Link, answer: Any, error: type[Exception], text: str) -> None:
+    """What has no choices is no chat completion: it is an error, and not an empty answer."""
+    with pytest.raises(error, match=text):
+        plain.client(plain.serve(Reply.json(answer))).chat_completion(CHAT_REQUEST)

@@ -329,6 +329,6 @@ class TestTheObject:
                 ask(request)
             with pytest.raises(TypeError, match=r"^request: expected ChatCompletionRequest"):
                 ask("Hi.")  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=r"^resume: the 'groq' dialect"):
+        with pytest.raises(ValueError, match=r"^resume: servers of the 'groq' dialect"):
             servers.chat_completion_stream(REQUEST, resume="prefix")
         assert one.requests == other.requests == ()

@@ -246,7 +246,9 @@ class TestBadInput:
     @pytest.mark.parametrize("bucket", [None, 5, pyrate.Rate(1, 1), pyrate.InMemoryBucket], ids=repr)
     def test_no_bucket(self, bucket: Any) -> None:
         """What is no bucket is refused at once, and named."""
-        with pytest.raises(TypeError, match=r"^bucket: expected a bucket of pyrate-limiter, got "):
+        with pytest.raises(
+            TypeError, match=r"^bucket: expected a bucket of pyrate-limiter, as InMemoryBucket\(\[Rate\(...\)\]\), got "
+        ):
             BucketLimit(bucket)
 
     def test_a_bucket_for_asyncio(self) -> None:

@@ -167,7 +167,7 @@ class TestTheVariable:
     @pytest.mark.parametrize("value", ["verbose", "10", " ", "debug,info"])
     def test_no_level(self, value: str) -> None:
         """What is no level is told once, with what would be one, and the program runs on as without it."""
-        expected = f"CHANSTREAM_LOG: expected debug, info or warning, got {value!r}; it is ignored"
+        expected = f"CHANSTREAM_LOG: expected debug, info, warning or error, got {value!r}; it is ignored"
         assert run(value, used=False) == ("NOTSET 0 30 0 True", [expected])
 
     def test_it_is_found_at_the_import(self) -> None:

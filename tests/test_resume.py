@@ -426,11 +426,11 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "dialect", "resume", "text"),
         [
-            ({}, "openai", "prefix", "^resume: the 'openai' dialect does not go on from a prefix$"),
-            ({}, "groq", "prefix", "^resume: the 'groq' dialect"),
+            ({}, "openai", "prefix", "^resume: servers of the 'openai' dialect do not continue from a prefix$"),
+            ({}, "groq", "prefix", "^resume: servers of the 'groq' dialect"),
             ({}, "mistral", "yes", "^resume: expected 'prefix', got 'yes'$"),
             ({}, "mistral", True, "^resume: expected 'prefix', got True$"),
-            ({"n": 2}, "mistral", "prefix", "^resume: only one choice can be gone on with, and n is 2$"),
+            ({"n": 2}, "mistral", "prefix", "^resume: only an answer with one choice can be resumed, and n is 2$"),
             ({"messages": [AssistantMessage("A", prefix=True)]}, "mistral", "prefix", "^resume: the last message"),
         ],
     )

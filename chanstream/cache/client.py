@@ -41,8 +41,8 @@ class CachedClient:
         client.chat_completion(request)     # asks the server
         client.chat_completion(request)     # does not
 
-    It has the methods of a `Client`, and they do what they do there. Chat completions, streamed and whole, and
-    embeddings come from the cache where it has them; a stream that does is a `CompletionStream` as any other.
+    `chat_completion_stream`, `chat_completion` and `embeddings` do what they do in a `Client`, and come from the cache
+    where it has them; a stream that does is a `CompletionStream` as any other. The methods for models ask the server.
 
     Two requests are the same if dialect, base URL, and everything that would be sent are, but the API key: clients with
     different keys find each other's answers. Only complete answers are stored: no errors, and no stream whose last

@@ -19,11 +19,11 @@ class FileCache:
     written by their owner alone.
 
     Args:
-        directory: Where; it is made where it is not there yet. On Windows a path that others cannot read is the
-            caller's to choose.
+        directory: Where; it is made where it is not there yet. A ``~`` at its beginning is the home directory. On
+            Windows a path that others cannot read is the caller's to choose.
 
     Raises:
-        TypeError: ``directory`` is no path.
+        TypeError, ValueError: ``directory`` is no path.
         CacheError: It cannot be made or written to.
 
     Thread safety: every method may be called from any thread, and from any process.
@@ -31,11 +31,13 @@ class FileCache:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         try:
-            self.directory = Path(directory).absolute()
+            self.directory = Path(directory).expanduser().absolute()
         except TypeError:
             raise TypeError(f"directory: expected a path, got {directory!r}") from None
+        if directory in ("", b""):  # a variable that is not set, say: not the current directory by chance
+            raise ValueError("directory: expected a path, got nothing")
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make()
             with tempfile.TemporaryFile(dir=self.directory):
                 pass
         except OSError as error:
@@ -65,6 +67,7 @@ class FileCache:
         """
         path = self._path(key)
         try:
+            self._make()  # somebody may have cleaned up
             aside = _written(self.directory, data)
             try:
                 aside.replace(path)
@@ -73,6 +76,9 @@ class FileCache:
                 raise
         except OSError as error:
             raise CacheError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def _make(self) -> None:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.directory / f"{checked(key)}.json"

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import CacheError
 from .engine import checked
 
-_PATIENCE = 5.0
+_PATIENCE = 1.0
 """Seconds for which a Redis that says nothing is waited for: a cache must not take longer than the answer would."""
 
 
@@ -17,7 +17,7 @@ class RedisCache:
 
     Args:
         client_or_url: A `redis.Redis`, whose timeouts and connections stay the caller's business; or a URL such as
-            ``redis://localhost:6379/0`` or ``unix:///run/redis.sock``, for a client that waits 5 seconds at most.
+            ``redis://localhost:6379/0`` or ``unix:///run/redis.sock``, for a client that waits one second at most.
         prefix: What the name of each entry in Redis begins with.
         ttl: Seconds after which Redis forgets an entry; None for never.
 

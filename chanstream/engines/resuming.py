@@ -31,7 +31,7 @@ import attrs
 
 from ..channel import Feeder, Offer, Pipe
 from ..context import Context
-from ..errors import ChannelClosedError, ChanstreamError, StreamError
+from ..errors import ChannelClosedError, ChanstreamError, StreamError, kind_of
 from ..models.chunk import CompletionChunk
 from ..transport.session import Answer, Call
 from ..wire.joining import Joint
@@ -146,7 +146,7 @@ class _Resuming(Feeder):
     def _resume(self, cut: ChanstreamError) -> None:
         joint = self._joint
         wait = self._retry.delay(cut, joint.cuts - 1)
-        _log.info("going on with a cut answer in %.2f s, try %d of %d, after: %s", wait, joint.cuts, TRIES, str(cut))
+        _log.info("resuming a cut answer in %.2f s, try %d of %d, after: %s", wait, joint.cuts, TRIES, kind_of(cut))
         since = self._started + joint.elapsed
         part = _NextPart(self._context, self.part, cut, since)
         if self._context.done():  # which has ended the part
@@ -189,7 +189,7 @@ class _NextPart:
         self._forget()
         cancelled = self._context.error
         if cancelled is None:
-            _log.warning("a cut answer cannot be gone on with: %s", str(error))
+            _log.warning("a cut answer cannot be resumed: %s", kind_of(error))
             self._cut.__cause__ = error
         self._end(cancelled or self._cut)
 

@@ -167,4 +167,4 @@ def _imported(name: str) -> Any:
     try:
         return __import__(name)
     except ImportError as error:
-        raise ImportError(f"this needs {name}: pip install 'chanstream[types]'") from error
+        raise ImportError(f"tools and answers from types need {name}: pip install 'chanstream[types]'") from error

@@ -6,6 +6,7 @@ The one module here that knows the rest of the library; the server and what it i
 from __future__ import annotations
 
 import threading
+import uuid
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -66,6 +67,7 @@ class FakeClient(Client):
         super().__init__(base_url=_NOT_YET, **settings)
         self.server = StreamServer(*replies, reply_with=reply_with, models=models)
         self._wanted = settings
+        self._name = uuid.uuid4().hex  # no two give each other's answers
         self._serving = threading.Lock()  # guards that several first requests start it once, and `_state`
         self._state = "new"
         self._end = weakref.finalize(self, self.server.close)
@@ -96,6 +98,13 @@ class FakeClient(Client):
         other = super().with_options(**changes)
         other.__dict__["_served_by"] = self  # which must not end before it
         return other
+
+    def identity(self, *args: Any, **options: Any) -> dict[str, Any]:
+        """Returns as `Client.identity`, with an address that is the same before and after the server's start.
+
+        :meta private:
+        """
+        return {**super().identity(*args, **options), "url": f"fake://{self._name}"}
 
     def _call(self, *args: Any, **options: Any) -> Any:
         self._serve()

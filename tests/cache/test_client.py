@@ -30,6 +30,7 @@ from chanstream import (
     InternalServerError,
     ModelCapabilities,
     NotFoundError,
+    StreamAPIError,
     StreamCancelledError,
     StreamError,
     Timeout,
@@ -39,7 +40,7 @@ from chanstream import (
 )
 from chanstream.cache import tapes
 from chanstream.cache.entry import Entry, json_line
-from chanstream.testing import Reply, StreamServer
+from chanstream.testing import FakeClient, Reply, StreamServer
 from tests.cache.conftest import Cached, MemoryEngine
 from tests.concurrency import spawn
 from tests.conftest import PROMPT, REQUEST, SCALE, Link, producers, within
@@ -775,3 +776,21 @@ def test_extras_count(plain: Link, tmp_path: Path) -> None:
         for _ in range(2):
             CachedClient(plain.client(server, **extras), FileCache(tmp_path)).chat_completion(REQUEST)
     assert len(server.requests) == 4
+
+
+def test_a_fake_client(tmp_path: Path) -> None:
+    """A fake client is cached like any other, and gives no other one's answers."""
+    with FakeClient("one", "two") as fake, FakeClient("another") as other:
+        client = CachedClient(fake, FileCache(tmp_path))
+        assert [client.chat_completion(REQUEST).text for _ in range(3)] == ["one"] * 3
+        assert len(fake.requests) == 1
+        assert CachedClient(other, FileCache(tmp_path)).chat_completion(REQUEST).text == "another"
+
+
+def test_what_is_no_answer(plain: Link, tmp_path: Path) -> None:
+    """An object that is no chat completion is not kept."""
+    server = plain.serve(Reply.json({"detail": "a hiccup"}), "one")
+    client = CachedClient(plain.client(server), FileCache(tmp_path))
+    with pytest.raises(StreamAPIError, match="a hiccup"):
+        client.chat_completion(REQUEST)
+    assert client.chat_completion(REQUEST).text == "one"

@@ -159,3 +159,23 @@ def test_many_processes_and_threads(tmp_path: Path) -> None:
     assert not torn
     assert seen & {b"p", b"q", b"r"}
     assert [path.name for path in tmp_path.iterdir()] == ["ab.json"]
+
+
+def test_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that begins with ``~`` is in the home directory, as in a shell."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert FileCache("~/answers").directory == tmp_path / "answers"
+
+
+def test_no_directory() -> None:
+    """An empty path, as of a variable that is not set, is not the current directory."""
+    with pytest.raises(ValueError, match="directory: expected a path, got nothing"):
+        FileCache("")
+
+
+def test_a_directory_that_is_gone(tmp_path: Path) -> None:
+    """A directory that somebody has removed is made again."""
+    store = FileCache(tmp_path / "answers")
+    (tmp_path / "answers").rmdir()
+    store.set("ab", b"x")
+    assert store.get("ab") == b"x"

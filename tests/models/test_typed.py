@@ -276,5 +276,5 @@ class TestOutput:
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Where the extra is not installed the error says what to install."""
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"needs \w+: pip install 'chanstream\[types\]'"):
+    with pytest.raises(ImportError, match=r"needs? \w+: pip install 'chanstream\[types\]'"):
         Tool.from_function(weather)

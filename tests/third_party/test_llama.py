@@ -20,6 +20,7 @@ from chanstream import (
     Function,
     JSONSchema,
     ResponseFormat,
+    Retry,
     StreamInterruptedError,
     Tool,
     ToolMessage,
@@ -71,8 +72,8 @@ def answer_of(client: Client, request: ChatCompletionRequest, streaming: bool) -
 
 @pytest.fixture
 def client(llama: Server, plain: Link) -> Client:
-    """A client without retries."""
-    return plain.client(llama.url)
+    """A client. It tries again: the server closes connections that are kept, at times as a request is on its way."""
+    return plain.client(llama.url, retry=Retry())
 
 
 class TestAnswers:
