@@ -166,6 +166,7 @@ class Client:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, Any] | None = None,
         observers: Iterable[Observer] = (),
+        _transport: Transport | None = None,
     ) -> None:
         self._dialect = _dialect(dialect)
         self._base_url = _base_url(self._dialect.base_url if base_url is None else base_url)
@@ -200,7 +201,7 @@ class Client:
             "observers": self._observers.all,
         }
         headers = {"User-Agent": f"chanstream/{__version__}"}
-        self._transport = Transport(self._base_url, _key(api_key, self._dialect), headers, session)
+        self._transport = _transport or Transport(self._base_url, _key(api_key, self._dialect), headers, session)
 
     def chat_completion_stream(
         self,
@@ -482,9 +483,7 @@ class Client:
             "extra_query": extras.query,
         }
         said = {name: value for name, value in changes.items() if value is not None}
-        other = Client(**{**self._settings, **said})
-        other._transport = self._transport
-        return other
+        return Client(**{**self._settings, **said}, _transport=self._transport)
 
     def close(self) -> None:
         """Close the connections that no stream uses. The client can still be used: it makes new ones."""
@@ -501,7 +500,7 @@ class Client:
         started = time.monotonic()
         path, body = self._dialect.path_of(request), self._dialect.body(request, stream=True)
         if options.resume is not None:
-            self._check_resume(options.resume, request)
+            self._check_resume(options.resume, request, self._extras.over(options.extras))
         opening = _Opening(
             started,
             threaded.start if self._engine == "threaded" else poller.start,
@@ -536,7 +535,7 @@ class Client:
 
     def _explain(self, error: BaseException, request: Any) -> None:
         """Note which option of the request a refusal is about."""
-        if isinstance(error, (BadRequestError, UnprocessableEntityError)):
+        if request is not None and isinstance(error, (BadRequestError, UnprocessableEntityError)):
             error.option = self._dialect.option_in(error, request)
 
     def identity(
@@ -562,6 +561,7 @@ class Client:
             "headers": self._extras.headers,
             "query": self._extras.query,
             "think_tags": self._think_tags,
+            **({"require_finish_reason": True} if self._require_finish_reason else {}),  # it takes fewer answers
         }
 
     def terms(
@@ -632,9 +632,11 @@ class Client:
             watch=self._watch(path, request, stream=accept == "text/event-stream"),
         )
 
-    def _watch(self, path: str, request: Any, *, stream: bool) -> Watch | None:
+    def _watch(self, path: str, request: Any, *, stream: bool, since: float | None = None) -> Watch | None:
         """Return what tells the observers of a call that begins now; None where there are none."""
         about = {"dialect": self._dialect.name, "base_url": self._base_url, "path": path, "stream": stream}
+        if since is not None:  # when latencies count from: else the call would end before all that it took had passed
+            about |= {"started": since, "started_at": time.time() - (time.monotonic() - since)}
         return self._observers.watch(request=request, **about)
 
     def check(self, request: ChatCompletionRequest, *, stream: bool, resume: str | None = None) -> None:
@@ -644,12 +646,15 @@ class Client:
         """
         self._dialect.body(request, stream=stream)
         if resume is not None:
-            self._check_resume(resume, request)
+            self._check_resume(resume, request, self._extras)
 
-    def _check_resume(self, resume: str, request: Any) -> None:
+    def _check_resume(self, resume: str, request: Any, extras: Extras) -> None:
         _one_of("resume", resume, ("prefix",))
         if not self._dialect.takes_prefix:
             raise ValueError(f"resume: servers of the {self._dialect.name!r} dialect do not continue from a prefix")
+        for name in ("messages", "n"):
+            if name in extras.body:
+                raise ValueError(f"resume: extra_body has {name!r}, which has to be the request's own")
         if (request.n or 1) > 1:
             raise ValueError(f"resume: only an answer with one choice can be resumed, and n is {request.n}")
         if getattr(request.messages[-1], "prefix", None):
@@ -662,7 +667,9 @@ class Client:
         def rest(so_far: str, since: float, context: Context) -> tuple[Call, Answer, StreamMachine]:
             messages = [*request.messages, AssistantMessage(so_far, prefix=True)]
             body = self._dialect.body(attrs.evolve(request, messages=messages), stream=True)
-            watch = self._watch(opening.call.path, request, stream=True)  # observers see a call for each part
+            watch = self._watch(
+                opening.call.path, request, stream=True, since=since
+            )  # observers see a call for each part
             call = attrs.evolve(opening.call, body=dumps({**body, **extras.body}), context=context, watch=watch)
             with self._opened(request, call):
                 answer = self._transport.open(call)

@@ -147,7 +147,7 @@ class Context:
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the context is done or ``timeout`` seconds have passed; return whether it is done."""
         if threading.current_thread() is not threading.main_thread():
-            return self._done.wait(timeout)
+            return self._done.wait(None if timeout is None else min(timeout, _LONGEST))
         end = _LONGEST if timeout is None else time.monotonic() + timeout
         while not self._done.wait(min(_LOOK_SECONDS, max(0.0, end - time.monotonic()))):
             if time.monotonic() >= end:

@@ -12,7 +12,7 @@ _OURS = {"content-length", "content-type", "host", "transfer-encoding"}
 """Headers that say how a request is framed and where it goes, which is not the caller's to say."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2
-_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_VALUE = re.compile(r"(?!\s)[\t\x20-\x7e\x80-\xff]*")  # requests refuses a blank at the start, and shows the value
 
 
 def _mapping(what: str, value: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _headers(value: Any) -> dict[str, str]:
         if not isinstance(text, str):
             raise TypeError(f"extra_headers[{name!r}]: expected a text, got {type(text).__name__}")
         if not _VALUE.fullmatch(text):
-            raise ValueError(f"extra_headers[{name!r}]: expected text on one line, in Latin-1")
+            raise ValueError(f"extra_headers[{name!r}]: expected text on one line, in Latin-1, with no blank before it")
     return headers
 
 
@@ -76,8 +76,8 @@ class Extras:
     """
 
     body: Mapping[str, Any] = attrs.field(default=None, converter=_body)
-    headers: Mapping[str, str] = attrs.field(default=None, converter=_headers)
-    query: Mapping[str, Any] = attrs.field(default=None, converter=_query)
+    headers: Mapping[str, str] = attrs.field(default=None, converter=_headers, repr=False)
+    query: Mapping[str, Any] = attrs.field(default=None, converter=_query, repr=False)
 
     @classmethod
     def of(
@@ -90,4 +90,6 @@ class Extras:
         """Return these with others over them."""
         if later is None:
             return self
-        return Extras({**self.body, **later.body}, {**self.headers, **later.headers}, {**self.query, **later.query})
+        said = {name.lower() for name in later.headers}
+        headers = {name: text for name, text in self.headers.items() if name.lower() not in said}
+        return Extras({**self.body, **later.body}, {**headers, **later.headers}, {**self.query, **later.query})

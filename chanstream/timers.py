@@ -140,7 +140,7 @@ class _Timers:
                 if self._comes_and_goes:  # as with one stream after the other: so no end has to wake the thread
                     self._looks_at = min(self._looks_at, now + _LINGER)
                     self._comes_and_goes = False
-                self._cond.wait(self._looks_at - now)
+                self._cond.wait(min(self._looks_at - now, threading.TIMEOUT_MAX))
 
 
 def _nothing() -> None:

@@ -34,7 +34,7 @@ from chanstream import (
     UserMessage,
 )
 from chanstream.testing import Reply, StreamServer
-from chanstream.transport import openers
+from chanstream.transport import asynchronous, openers
 from tests.conftest import PROMPT, REQUEST, SCALE, Link, descriptors, producers, within
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -81,7 +81,7 @@ async def most_threads() -> AsyncIterator[list[int]]:
 
 
 @contextlib.contextmanager
-def speaking(*pieces: bytes, then: bytes = b"") -> Iterator[str]:
+def speaking(*pieces: bytes, then: bytes = b"", pause: float = 0.0005) -> Iterator[str]:
     """Give the address of a server that answers one request piece by piece, each in a segment of its own."""
 
     def serve() -> None:
@@ -92,7 +92,7 @@ def speaking(*pieces: bytes, then: bytes = b"") -> Iterator[str]:
             peer.recv(65536)
             for piece in pieces:
                 peer.sendall(piece)
-                time.sleep(0.0005)  # so that they do not arrive as one
+                time.sleep(pause)  # so that they do not arrive as one
             peer.sendall(then)
 
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
@@ -236,6 +236,40 @@ class TestHeads:
 
         client = plain.client(plain.serve(Reply("one", head_delay=0.05)))
         assert run(main()) == "one"
+
+    def test_half_a_head_in_such_a_loop(self, plain: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What had come of the head when the loop refused to watch is not lost."""
+
+        def cannot(*_: Any) -> None:
+            raise NotImplementedError
+
+        async def main(url: str) -> str:
+            monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", cannot)
+            return await text(plain.client(url))
+
+        wait = asynchronous._head
+
+        async def late(exchange: Any) -> bool:
+            await asyncio.sleep(0.05)  # until the first half is there
+            return await wait(exchange)
+
+        monkeypatch.setattr(asynchronous, "_head", late)
+        with speaking(HEAD[:30], pause=0.1, then=HEAD[30:] + BODY) as url:
+            assert run(main(url)) == "one"
+
+    def test_many_sessions_of_callers(self, plain: Link) -> None:
+        """Such sessions, each with a thread that waits for a silent server, hold up no other request."""
+        silent, server = plain.serve(Reply("one", head_delay=0.5 * SCALE)), plain.serve("one")
+        with requests.Session() as session:
+            held, free = plain.client(silent, session=session), plain.client(server)
+
+            async def main() -> None:
+                waiting = [asyncio.create_task(text(held)) for _ in range(40)]
+                assert await until(lambda: len(silent.requests) == 40)
+                assert await text(free) == "one"
+                assert await asyncio.gather(*waiting) == ["one"] * 40
+
+            run(main())
 
     @pytest.mark.parametrize("reply", [Reply("one two", compress="gzip"), Reply("one two", framing="close")])
     def test_any_framing(self, link: Link, reply: Reply) -> None:
@@ -541,3 +575,19 @@ def test_in_a_forked_child(plain: Link) -> None:
         finally:
             os._exit(9)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_no_thread_to_open_with(plain: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started that is told, and the request is not sent with the next one."""
+    server = plain.serve("one")
+    client = plain.client(server)
+
+    def cannot(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannot)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            run(client.chat_completion_stream_async(REQUEST))
+    assert run(text(client)) == "one"
+    assert len(server.requests) == 1

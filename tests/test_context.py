@@ -565,3 +565,12 @@ class TestTimeout:
         """A bare number that cannot be is refused as the timeout."""
         with pytest.raises(kind, match=r"^timeout: expected"):
             Timeout.of(value)
+
+
+def test_a_wait_without_end() -> None:
+    """A wait that is longer than the system's longest is as long as that, in any thread."""
+    context = Context()
+    waiting = spawn(context.wait, 1e12)
+    context.cancel()
+    assert waiting.result(5) is True
+    assert context.wait(1e12) is True

@@ -24,6 +24,7 @@ from chanstream import (
 from chanstream.testing import Reply, StreamServer
 from tests.conftest import REQUEST as CHAT_REQUEST
 from tests.conftest import Link
+from tests.test_async import speaking
 
 REQUEST = EmbeddingRequest("an-embedder", ["ipsum eiusmod"])
 ANSWER = {
@@ -217,3 +218,12 @@ def test_an_answer_that_is_none(plain: Link, answer: Any, error: type[Exception]
     """What has no choices is no chat completion: it is an error, and not an empty answer."""
     with pytest.raises(error, match=text):
         plain.client(plain.serve(Reply.json(answer))).chat_completion(CHAT_REQUEST)
+
+
+@pytest.mark.parametrize("ask", [Client.list_models, lambda client: client.get_model("m")])
+def test_models_that_are_refused(plain: Link, ask: Any) -> None:
+    """A refusal with status 400 is raised as such, though there is no request whose option it could name."""
+    body = b'{"error": {"message": "no models for this user"}}'
+    head = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with speaking(head + body) as url, pytest.raises(BadRequestError, match="no models for this user"):
+        ask(plain.client(url))

@@ -23,6 +23,7 @@ from chanstream import (
     UnprocessableEntityError,
     UserMessage,
 )
+from chanstream.extras import Extras
 from chanstream.testing import Reply
 from tests.conftest import REQUEST, Link
 
@@ -113,6 +114,8 @@ class TestExtras:
             ("extra_headers", {"host": "elsewhere"}, ValueError, "'host' is no header that can be set"),
             ("extra_headers", {"X": 1}, TypeError, r"extra_headers\['X'\]: expected a text, got int"),
             ("extra_headers", {"X": "a\r\nY: b"}, ValueError, r"extra_headers\['X'\]: expected text on one line"),
+            ("extra_headers", {"X": " a"}, ValueError, r"extra_headers\['X'\]: expected text on one line"),
+            ("extra_headers", {"X": "\xa0a"}, ValueError, r"extra_headers\['X'\]: expected text on one line"),
             ("extra_headers", {"X": "€"}, ValueError, r"extra_headers\['X'\]: .*Latin-1"),
             ("extra_query", 1, TypeError, "extra_query: expected a mapping, got int"),
             ("extra_query", {"a": {}}, TypeError, r"extra_query\['a'\]: expected a text, a number"),
@@ -132,6 +135,26 @@ class TestExtras:
                 call()
         assert not server.requests
 
+    def test_names_in_any_case(self, plain: Link) -> None:
+        """A header of the call comes over one of the client's that is written otherwise."""
+        server = plain.serve("one")
+        client = plain.client(server, extra_headers={"X-A": "1"}).with_options(extra_headers={"x-a": "2"})
+        client.chat_completion(REQUEST, extra_headers={"X-A": "3"})
+        assert server.requests[0].headers["X-A"] == "3"
+
+    def test_not_for_other_hosts(self, plain: Link) -> None:
+        """On a redirect to another host the caller's headers, which may be keys, stay behind; on the same they go."""
+        target = plain.serve("one")
+        elsewhere = Reply(status=307, headers={"Location": target.url.replace("127.0.0.1", "localhost") + "/v1/x"})
+        server = plain.serve(elsewhere)
+        here = plain.serve(Reply(status=307, headers={"Location": "/v1/y"}), "one")
+        for one in (server, here):
+            plain.client(one).chat_completion(REQUEST, extra_headers={"api-key": "s3cret", "X-A": "1"})
+        (asked,) = target.requests
+        assert not {"api-key", "x-a", "authorization"} & {name.lower() for name in asked.headers}
+        assert asked.json["model"] == "test-model"
+        assert [request.headers["api-key"] for request in here.requests] == ["s3cret"] * 2
+
     def test_no_value_is_shown(self) -> None:
         """The error about a header does not show its value, which may be a secret."""
         with pytest.raises(ValueError, match="X-Secret") as caught:
@@ -140,6 +163,7 @@ class TestExtras:
         with pytest.raises(TypeError) as other:
             Client("key", extra_headers=["s3cr3t"])  # type: ignore[arg-type]
         assert "s3cr3t" not in str(other.value)
+        assert "s3cr3t" not in repr(Extras(None, {"X": "s3cr3t"}, {"key": "s3cr3t"}))
 
 
 class TestWithOptions:
@@ -183,6 +207,15 @@ class TestWithOptions:
         limited = plain.client(plain.serve("one")).with_options(rate_limiter=Slow(), timeout=0.05)
         with pytest.raises(APITimeoutError):
             [limited.chat_completion(REQUEST) for _ in range(2)]
+
+    def test_without_the_variable(self, plain: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The key is that of the client, though the variable that it came from has gone."""
+        server = plain.serve("one")
+        monkeypatch.setenv("OPENAI_API_KEY", "from-there")
+        client = plain.client(server, api_key=None)
+        monkeypatch.delenv("OPENAI_API_KEY")
+        client.with_options(buffer=3).chat_completion(REQUEST)
+        assert server.requests[0].headers["Authorization"] == "Bearer from-there"
 
     def test_can_be_pickled(self, plain: Link) -> None:
         """A copy in another process has the same settings."""
@@ -287,6 +320,16 @@ class TestOtherCompletions:
         """What cannot be asked is told by name."""
         with pytest.raises(kind, match=text):
             make()
+
+    def test_a_class_of_the_callers(self, plain: Link) -> None:
+        """A request of a class made from one of these goes the way of that one."""
+
+        class Mine(ChatCompletionRequest):
+            pass
+
+        server = plain.serve("one")
+        plain.client(server).chat_completion(Mine("m", [UserMessage("Hi")]))
+        assert server.requests[0].path == "/v1/chat/completions"
 
     def test_each_takes_its_own_request(self) -> None:
         """A request for something else is refused by name."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import json
 import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -218,6 +220,22 @@ class TestEveryConsumer:
         assert [end.state for end in ends] == ["failed", "failed", "complete"]
         assert len({end.call.id for end in ends}) == 3
         assert sum(isinstance(fact, CallStarted) for fact in facts) == 3
+        for end in ends:  # each began before it ended, by as much as its latencies say
+            assert end.elapsed == sum(end.chunk_latencies) or end.error is not None
+            assert end.call.started + end.elapsed <= time.monotonic()
+
+    def test_context_variables(self, plain: Link) -> None:
+        """What is asked for later is asked for where the call was made, in a span of it, say."""
+        variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+        seen: list[str] = []
+
+        def look(fact: Fact) -> None:
+            if isinstance(fact, CallStarted):
+                seen.append(variable.get())
+
+        variable.set("mine")
+        assert said(resumed(plain, LOST, LOST, REST, observers=[look])) == "One day" + REST
+        assert seen == ["mine"] * 3
 
     def test_select(self, plain: Link) -> None:
         """`select` takes it."""
@@ -441,6 +459,15 @@ class TestBadInput:
             plain.client(server, dialect=dialect).chat_completion_stream(
                 attrs.evolve(REQUEST, **changes), resume=resume
             )
+        assert not server.requests
+
+    @pytest.mark.parametrize("name", ["messages", "n"])
+    def test_what_is_sent_in_addition(self, plain: Link, name: str) -> None:
+        """What would come over the prefix, or ask for more choices, is refused too."""
+        server = plain.serve("one")
+        client = client_of(plain, server)
+        with pytest.raises(ValueError, match=f"^resume: extra_body has '{name}'"):
+            client.chat_completion_stream(REQUEST, resume="prefix", extra_body={name: 2})
         assert not server.requests
 
     def test_the_first_head(self, plain: Link) -> None:

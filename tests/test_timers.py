@@ -316,3 +316,15 @@ def test_fork() -> None:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30 * SCALE, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_time_that_never_comes() -> None:
+    """A deadline further away than the system can wait stops no other."""
+    far = timers.call_at(time.monotonic() + 1e300, lambda: None)
+    called = threading.Event()
+    near = timers.call_at(time.monotonic() + 0.02, called.set)
+    try:
+        assert called.wait(5)
+    finally:
+        far.stop()
+        near.stop()

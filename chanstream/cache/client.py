@@ -111,7 +111,7 @@ class CachedClient:
         key = _key(self._client.identity(request, ChatCompletionRequest))
         terms = self._client.terms(timeout, context)
         ask = partial(self._client.chat_completion, request, timeout=terms.clocks, context=terms.context)
-        answer = _loaded(ChatCompletionResponse, self._whole(key, terms, ask))
+        answer = _loaded(ChatCompletionResponse, self._whole(key, terms, ask, partial(_loaded, ChatCompletionResponse)))
         return parted(answer) if terms.think_tags else answer
 
     def embeddings(
@@ -125,7 +125,7 @@ class CachedClient:
         key = _key(self._client.identity(request, EmbeddingRequest))
         terms = self._client.terms(timeout, context)
         ask = partial(self._client.embeddings, request, timeout=terms.clocks, context=terms.context)
-        answer = _loaded(EmbeddingResponse, self._whole(key, terms, ask))
+        answer = _loaded(EmbeddingResponse, self._whole(key, terms, ask, partial(_loaded, EmbeddingResponse)))
         object.__setattr__(answer, "dtype", request.output_dtype or "float")
         return answer
 
@@ -155,7 +155,13 @@ class CachedClient:
 
     # -- whole answers ------------------------------------------------------------------------------------------------
 
-    def _whole(self, key: str, terms: Terms, ask: Callable[[], ChatCompletionResponse | EmbeddingResponse]) -> bytes:
+    def _whole(
+        self,
+        key: str,
+        terms: Terms,
+        ask: Callable[[], ChatCompletionResponse | EmbeddingResponse],
+        load: Callable[[bytes], object],
+    ) -> bytes:
         """Return the line of a whole answer."""
         what = key, terms.clocks
         try:
@@ -165,19 +171,25 @@ class CachedClient:
                 if is_pilot:
                     with flight:
                         try:
-                            return self._fly(flight, key, ask)
+                            return self._fly(flight, key, ask, load)
                         finally:
                             self._wholes.remove(what, flight)
                 line = flight.wait(terms.context, terms.clocks.first_chunk)
                 if line is not None:
                     return line
+                if flight.refused:  # each for itself now: one after the other, the last would wait for all failures
+                    return self._fly(Flight(), key, ask, load)
         finally:
             terms.context.release()
 
     def _fly(
-        self, flight: Flight[bytes], key: str, ask: Callable[[], ChatCompletionResponse | EmbeddingResponse]
+        self,
+        flight: Flight[bytes],
+        key: str,
+        ask: Callable[[], ChatCompletionResponse | EmbeddingResponse],
+        load: Callable[[bytes], object],
     ) -> bytes:
-        entry = self._kept(key, "whole")
+        entry = self._kept(key, "whole", load)
         if entry is not None:
             flight.land(entry.lines[0])
             return entry.lines[0]
@@ -206,6 +218,8 @@ class CachedClient:
                         raise
             else:
                 tape = flight.wait(terms.context, terms.clocks.first_chunk)
+                if tape is None and flight.refused:  # as in `_whole`
+                    tape = self._tape(request, key, terms, lambda: None)
                 pipe = None if tape is None else tape.follow(terms.buffer, terms.context)
             if pipe is not None and tape is not None:
                 return CompletionStream(pipe, terms.context, tape.head, terms.errors)
@@ -230,14 +244,18 @@ class CachedClient:
 
     # -- the engine ---------------------------------------------------------------------------------------------------
 
-    def _kept(self, key: str, kind: Kind) -> Entry | None:
+    def _kept(self, key: str, kind: Kind, load: Callable[[bytes], object] = len) -> Entry | None:
         """Return what the engine has; None where that is nothing, or nothing that can be used."""
         try:
             data = self._engine.get(key)
-            return None if data is None else Entry.unpacked(data, key, kind)
+            if data is None:
+                return None
+            entry = Entry.unpacked(data, key, kind)
+            load(entry.lines[0])  # raises what is wrong with it
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a cache, the server has the answer
             _log.warning("cache: entry %s cannot be used: %s", key, error)
             return None
+        return entry
 
     def _keep(self, key: str, kind: Kind, entry: Entry) -> None:
         try:

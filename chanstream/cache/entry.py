@@ -27,6 +27,9 @@ FORMAT = 1
 
 Kind: TypeAlias = Literal["stream", "whole"]
 
+MAX_LATENCY = 1e8
+"""Seconds: no chunk took years to come."""
+
 _HEADERS = ("content-type", "x-request-id", "request-id", "mistral-correlation-id", "x-groq-request-id")
 
 
@@ -69,8 +72,12 @@ class Entry:
             raise ValueError("it is the entry of another request")
         if facts.get("digest") != _digest(rest):
             raise ValueError("it is damaged")
-        head = head_of(facts["status_code"], facts["headers"]) if kind == "stream" else None
-        return cls(head, rest.split(b"\n"))
+        lines = rest.split(b"\n")
+        if kind == "whole":
+            return cls(None, lines)
+        if not chunk_of(lines[-1]).is_last_chunk:  # who replays it would wait for the end for ever
+            raise ValueError("it has no end")
+        return cls(head_of(facts["status_code"], facts["headers"]), lines)
 
 
 def _digest(data: bytes) -> str:
@@ -135,6 +142,8 @@ def chunk_of(line: bytes) -> CompletionChunk:
     data = best_loads()(line)
     raw = data.pop("raw")
     chunk = (None if "choices" in data else piece_of(raw)) or CompletionChunk.from_dict(raw)
+    if not 0 <= data.get("chunk_latency", 0.0) < MAX_LATENCY:  # NaN too: a replay in the recorded rhythm waits so long
+        raise ValueError(f"chunk_latency: {data['chunk_latency']!r} cannot be")
     for name, value in data.items():
         setattr(chunk, name, _LOADERS[name](value) if name in _LOADERS else value)
     return chunk

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from ..context import Context
-from ..errors import APITimeoutError
+from ..errors import APIConnectionError, APIError, APITimeoutError
 
 A = TypeVar("A")
 
@@ -32,6 +32,7 @@ class Flight(Generic[A]):
         self._lock = threading.Lock()  # guards that nobody begins to wait after the landing
         self._waiting: list[threading.Event] | None = []
         self._answer: A | None = None
+        self.refused = False  # whether it was the server that failed, and not the pilot's own patience
 
     def land(self, answer: A | None) -> None:
         """Give those who wait the answer, or None for nothing; only the first call counts."""
@@ -75,6 +76,8 @@ class Flight(Generic[A]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        is_its_own = getattr(error, "clock", None) in ("total", "context")
+        self.refused = isinstance(error, (APIError, APIConnectionError)) and not is_its_own
         self.land(None)
 
 

@@ -20,6 +20,7 @@ Feeder and thread refer to pipes and contexts only, never to the stream: droppin
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import threading
 import time
@@ -99,6 +100,7 @@ class _Resuming(Feeder):
         self._rest = rest
         self._started = started
         self._joint = Joint(TRIES)
+        self._vars = contextvars.copy_context()  # the caller's: its current span, say
         self._waiting: Offer[CompletionChunk] = Offer()
         self._over = False
         self.part = self._new_part()
@@ -154,7 +156,7 @@ class _Resuming(Feeder):
         ask = partial(self._rest, joint.prefix, since)
         try:
             run = partial(part.run, wait, ask, self._begin)
-            threading.Thread(target=run, name="chanstream-resume", daemon=True).start()
+            threading.Thread(target=self._vars.copy().run, args=(run,), name="chanstream-resume", daemon=True).start()
         except Exception as error:  # noqa: BLE001 - no more threads, or the interpreter is about to end
             part.give_up(error)
 

@@ -66,7 +66,7 @@ class FakeClient(Client):
         settings["api_key"] = api_key
         super().__init__(base_url=_NOT_YET, **settings)
         self.server = StreamServer(*replies, reply_with=reply_with, models=models)
-        self._wanted = settings
+        self._wanted = {**settings, "observers": self._observers.all}
         self._name = uuid.uuid4().hex  # no two give each other's answers
         self._serving = threading.Lock()  # guards that several first requests start it once, and `_state`
         self._state = "new"
@@ -95,8 +95,11 @@ class FakeClient(Client):
     def with_options(self, **changes: Any) -> Client:
         """Returns a client of the same server with other settings, as `Client.with_options`."""
         self._serve()
-        other = super().with_options(**changes)
-        other.__dict__["_served_by"] = self  # which must not end before it
+        return self._sibling(super().with_options(**changes))
+
+    def _sibling(self, other: Client) -> Client:
+        other.__class__ = _Sibling
+        other.__dict__["served_by"] = self
         return other
 
     def identity(self, *args: Any, **options: Any) -> dict[str, Any]:
@@ -123,7 +126,7 @@ class FakeClient(Client):
             if self._state == "new":
                 super().__init__(base_url=self.server.start().url, **self._wanted)
                 if self._wanted.get("session") is None:
-                    self._transport._session().trust_env = False  # noqa: SLF001 - no proxy leads to our own loopback
+                    self._transport.trust_env = False  # no proxy leads to our own loopback
                 self._state = "serving"
 
     def __getstate__(self) -> NoReturn:
@@ -131,3 +134,23 @@ class FakeClient(Client):
 
     def __repr__(self) -> str:
         return f"<FakeClient {self._dialect.name}, {len(self.requests)} requests>"
+
+
+class _Sibling(Client):
+    """A client of a `FakeClient`'s server, which must not end before it and its streams."""
+
+    served_by: FakeClient
+
+    def with_options(self, **changes: Any) -> Client:
+        return self.served_by._sibling(super().with_options(**changes))  # noqa: SLF001 - of the same house
+
+    def identity(self, *args: Any, **options: Any) -> dict[str, Any]:
+        return {**super().identity(*args, **options), "url": self.served_by.identity(*args, **options)["url"]}
+
+    def _call(self, *args: Any, **options: Any) -> Any:
+        call = super()._call(*args, **options)
+        call.context.on_done(self.served_by._outlive)  # noqa: SLF001 - as above
+        return call
+
+    def __getstate__(self) -> NoReturn:
+        self.served_by.__getstate__()

@@ -74,10 +74,10 @@ async def _attempt(transport: Transport, call: Call) -> Answer:
     with cuttable(call.context, call.timeout.first_chunk) as exchange:
         exchange.parks = True
         try:
-            answer = await _in_a_thread(step, let_go)
+            answer = await _in_a_thread(step, let_go, alone=not transport.parks())
             if answer is None:
-                await _head(exchange)
-                answer = await _in_a_thread(step, let_go)
+                waited = await _head(exchange)
+                answer = await _in_a_thread(step, let_go, alone=not waited)
         except asyncio.CancelledError:
             exchange.cut()
             raise
@@ -85,14 +85,15 @@ async def _attempt(transport: Transport, call: Call) -> Answer:
         return answer
 
 
-async def _in_a_thread(job: Callable[[], R], late: Callable[[R | None], object]) -> R:
+async def _in_a_thread(job: Callable[[], R], late: Callable[[R | None], object], *, alone: bool = False) -> R:
     """Return what a job returns that may block.
 
     Args:
         job: The job.
         late: Called with what it returned, or with None, once it is over, where nobody waits for it any more.
+        alone: Whether it may wait for the head, and is not to hold others up.
     """
-    future = openers.submit(job)
+    future = openers.submit(job, alone=alone)
     try:
         return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
@@ -128,29 +129,31 @@ async def _pause(context: Context, seconds: float) -> None:
     context.raise_if_done()
 
 
-async def _head(exchange: Exchange) -> None:
-    """Wait for the head of a parked exchange's answer, or until it is clear that none will come."""
+async def _head(exchange: Exchange) -> bool:
+    """Wait for the head of a parked exchange's answer, or until it is clear that none will come; False if it cannot."""
     connection = exchange.parked
     sock = None if connection is None else connection.sock
     if not isinstance(sock, socket.socket):  # TLS within TLS: a thread will wait
-        return
+        return False
+    ahead = bytearray()
     sock.setblocking(False)
     try:
-        exchange.ahead = await _head_on(sock)
+        await _head_on(sock, ahead)
     except NotImplementedError:  # an event loop that cannot watch sockets: likewise
-        pass
+        return False
     except BaseException:  # the task is cancelled
         exchange.cut()
         exchange.abandon()
         raise
     finally:
+        exchange.ahead = bytes(ahead)  # what was read before the loop refused to watch too
         with contextlib.suppress(OSError):
             sock.setblocking(True)
+    return True
 
 
-async def _head_on(sock: socket.socket) -> bytes:
+async def _head_on(sock: socket.socket, ahead: bytearray) -> None:
     loop = asyncio.get_running_loop()
-    ahead = bytearray()
     while len(ahead) < _HEAD_BYTES and not _END_OF_HEAD.search(ahead):
         try:
             data = sock.recv(16 * 1024)
@@ -165,7 +168,6 @@ async def _head_on(sock: socket.socket) -> bytes:
         if not data:
             break
         ahead += data
-    return bytes(ahead)
 
 
 async def _ready(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import http.client
 import io
 import os
@@ -361,6 +362,22 @@ class _HTTPSPool(_Parking, HTTPSConnectionPool):
 _POOLS = {"http": _HTTPPool, "https": _HTTPSPool}
 
 
+@functools.cache
+def _socks_pools() -> dict[str, Any]:
+    """Return the pools for SOCKS, which needs a package of its own, and connects in its own way: by the clock alone."""
+    from urllib3.contrib import socks
+
+    def kinds(connection: Any, pool: Any, is_tls: bool) -> Any:
+        members = {"_new_conn": connection._new_conn, "_is_tls": is_tls}  # noqa: SLF001 - see above
+        ours = type("_SOCKSConnection", (Cuttable, connection), members)
+        return type("_SOCKSPool", (_Parking, pool), {"ConnectionCls": ours})
+
+    return {
+        "http": kinds(socks.SOCKSConnection, socks.SOCKSHTTPConnectionPool, False),
+        "https": kinds(socks.SOCKSHTTPSConnection, socks.SOCKSHTTPSConnectionPool, True),
+    }
+
+
 class CuttableAdapter(HTTPAdapter):
     """requests' adapter with connections that can be cut, through proxies too, and a pool sized for fan-out."""
 
@@ -373,10 +390,9 @@ class CuttableAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = _POOLS
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        """Return the pools of connections through a proxy; SOCKS has connections of its own."""
+        """Return the pools of connections through a proxy."""
         manager = super().proxy_manager_for(proxy, **kwargs)
-        if not proxy.lower().startswith("socks"):
-            manager.pool_classes_by_scheme = _POOLS
+        manager.pool_classes_by_scheme = _socks_pools() if proxy.lower().startswith("socks") else _POOLS
         return manager
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ Locking: ``_lock`` guards the jobs, the count of threads, and when a job was las
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -40,13 +41,22 @@ class Openers:
         self._moved_at = 0.0
         self._watch: timers.Timer | None = None
 
-    def submit(self, job: Callable[[], R]) -> Future[R]:
-        """Have a job done; return its future."""
+    def submit(self, job: Callable[[], R], *, alone: bool = False) -> Future[R]:
+        """Have a job done; return its future.
+
+        Args:
+            job: The job.
+            alone: In a thread of its own: it may take as long as it likes, and holds nobody up.
+        """
         future: Future[R] = Future()
+        if alone:
+            future.set_running_or_notify_cancel()
+            threading.Thread(target=_do, args=(future, job), name="chanstream-opener", daemon=True).start()
+            return future
         with self._lock:
-            self._jobs.append((future, job))
             if not self._threads:
-                self._start()
+                self._start()  # which may fail; it waits for the lock
+            self._jobs.append((future, job))
             if self._watch is None:
                 self._watch = timers.call_at(time.monotonic() + PATIENCE, self._look)
         return future
@@ -61,7 +71,8 @@ class Openers:
         with self._lock:
             now = time.monotonic()
             if self._jobs and now - self._moved_at >= PATIENCE and self._threads < _MOST:
-                self._start()
+                with contextlib.suppress(RuntimeError):  # no more threads: perhaps the next time
+                    self._start()
             return now + PATIENCE
 
     def _run(self) -> None:

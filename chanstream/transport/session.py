@@ -125,6 +125,7 @@ class Transport:
         self._making = threading.Lock()  # guards that several threads at once make one
         self._parents: list[requests.Session | None] = []
         self._pid = os.getpid()
+        self.trust_env = True  # whether the environment has a say in our own sessions
 
     def open(self, call: Call) -> Answer:
         """Send a request and return its answer as soon as the head is in, trying again as the call's retry says.
@@ -171,7 +172,9 @@ class Transport:
     def close(self) -> None:
         """Close the connections that no stream uses; a session that the caller brought stays open."""
         own, self._own = self._own, None
-        if own is not None:
+        if self._pid != os.getpid():  # a forked child: see `_session`
+            self._parents.append(own)
+        elif own is not None:
             own.close()
 
     # -- one attempt ------------------------------------------------------------------------------------------------
@@ -243,6 +246,10 @@ class Transport:
         except (ValueError, RecursionError):  # no JSON, or nested without end
             return APIStatusError.from_status(head.status_code, text, **facts)
 
+    def parks(self) -> bool:
+        """Return whether exchanges can be parked: our own connections know of it, others block until the head."""
+        return self._given is None or isinstance(self._given.get_adapter(self._base_url), CuttableAdapter)
+
     # -- the session ------------------------------------------------------------------------------------------------
 
     def _session(self) -> requests.Session:
@@ -256,6 +263,7 @@ class Transport:
         with self._making:
             if self._own is None:
                 self._own = new_session()
+                self._own.trust_env = self.trust_env
             return self._own
 
 
@@ -269,6 +277,13 @@ _ENVIRONMENT = (
 
 _PATTERNS = 64
 """Requests that a session keeps prepared: a client has a handful of paths."""
+
+
+_HARMLESS = {
+    *("accept", "accept-encoding", "connection", "content-length", "content-type", "user-agent"),
+    "proxy-authorization",  # requests has set it anew for the new way
+}
+"""Headers that may go to another host."""
 
 
 class _Session(requests.Session):
@@ -313,9 +328,11 @@ class _Session(requests.Session):
         return prepared
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        """Take the key away on a redirect to another host."""
+        """Take the key away on a redirect to another host, and whatever headers are the caller's own."""
         if self.should_strip_auth(response.request.url, prepared_request.url):  # type: ignore[no-untyped-call]
-            prepared_request.headers.pop("Authorization", None)
+            for name in list(prepared_request.headers):
+                if name.lower() not in _HARMLESS:
+                    del prepared_request.headers[name]
 
 
 def new_session() -> requests.Session:

@@ -33,6 +33,7 @@ from chanstream import (
     StreamAPIError,
     StreamCancelledError,
     StreamError,
+    StreamTruncatedError,
     Timeout,
     UserMessage,
     merge,
@@ -502,7 +503,9 @@ class TestLibraryFails:
         list(client.chat_completion_stream(REQUEST))
         ((key, data),) = memory.entries.items()
         entry = Entry.unpacked(data, key, "stream")
-        memory.entries[key] = attrs.evolve(entry, lines=[*entry.lines[:2], b"[]"]).packed(key, "stream")
+        memory.entries[key] = attrs.evolve(entry, lines=[*entry.lines[:2], b"[]", entry.lines[-1]]).packed(
+            key, "stream"
+        )
         *_, last = client.chat_completion_stream(REQUEST)
         assert isinstance(last.error, StreamError)
 
@@ -794,3 +797,24 @@ def test_what_is_no_answer(plain: Link, tmp_path: Path) -> None:
     with pytest.raises(StreamAPIError, match="a hiccup"):
         client.chat_completion(REQUEST)
     assert client.chat_completion(REQUEST).text == "one"
+
+
+def test_a_bad_whole_answer_is_a_miss(plain: Link, tmp_path: Path) -> None:
+    """An entry of a whole answer that has none in it is not used, and is replaced."""
+    server = plain.serve("one")
+    client = CachedClient(plain.client(server), FileCache(tmp_path))
+    client.chat_completion(REQUEST)
+    (path,) = tmp_path.glob("*.json")
+    path.write_bytes(Entry(None, [b'{"ra": 1}']).packed(path.stem, "whole"))
+    assert [client.chat_completion(REQUEST).text for _ in range(2)] == ["one"] * 2
+    assert len(server.requests) == 2
+
+
+def test_a_strict_client_and_another(plain: Link, tmp_path: Path) -> None:
+    """A client that wants a finish reason is not given an answer that another took without one."""
+    server = plain.serve(Reply("one", finish_reason=None))
+    lax = CachedClient(plain.client(server), FileCache(tmp_path))
+    strict = CachedClient(plain.client(server, require_finish_reason=True), FileCache(tmp_path))
+    assert lax.chat_completion_stream(REQUEST).collect().text == "one"
+    with pytest.raises(StreamTruncatedError):
+        strict.chat_completion_stream(REQUEST).collect()

@@ -12,7 +12,7 @@ from chanstream.wire.machine import StreamMachine
 from tests.data.transcripts import Transcript, transcripts
 
 HEAD = head_of(200, {"Content-Type": "text/event-stream", "X-Request-Id": "r-1", "Set-Cookie": "session=secret"})
-ENTRY = Entry(HEAD, [b'{"raw":{}}', b'{"raw":{"id":"c"}}'])
+ENTRY = Entry(HEAD, [b'{"raw":{}}', b'{"raw":{"id":"c"},"is_last_chunk":true}'])
 
 
 def chunks(transcript: Transcript) -> list[CompletionChunk]:
@@ -105,4 +105,19 @@ def test_it_is_json_lines() -> None:
     """Every line of an entry is JSON, so that other programs can read it."""
     facts, *lines = map(json.loads, ENTRY.packed("ab", "stream").split(b"\n"))
     assert (facts["chanstream"], facts["key"], facts["kind"], facts["status_code"]) == (1, "ab", "stream", 200)
-    assert lines == [{"raw": {}}, {"raw": {"id": "c"}}]
+    assert lines == [{"raw": {}}, {"raw": {"id": "c"}, "is_last_chunk": True}]
+
+
+@pytest.mark.parametrize("latency", ["1e300", "Infinity", "NaN", "-1", "1e8"])
+def test_a_latency_that_cannot_be(latency: str) -> None:
+    """A chunk that says it took years, or no time that there is, is none."""
+    with pytest.raises(ValueError, match=r"chunk_latency|JSON|literal|unexpected"):
+        chunk_of(b'{"raw": {}, "chunk_latency": %b}' % latency.encode())
+
+
+def test_a_stream_without_an_end() -> None:
+    """A stream whose last chunk is missing is no entry: who replays it would wait for ever."""
+    line = line_of(CompletionChunk(chunk_latency=0.5))
+    packed = Entry(head_of(200, {}), [line]).packed("ab", "stream")
+    with pytest.raises(ValueError, match="no end"):
+        Entry.unpacked(packed, "ab", "stream")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from concurrent.futures import Future
 from typing import Any
 
+import attrs
 import pytest
 
 from chanstream import (
@@ -161,6 +163,21 @@ class TestFollowing:
 
 
 class TestOneLeaves:
+    @pytest.mark.parametrize("kind", ["_streams", "_wholes"])
+    def test_all_are_refused(self, kind: str, plain: Link, cached: Cached) -> None:
+        """Where the server refuses one after a while, the others ask together, and not one after the other."""
+        refusal = Reply.error(500)
+        server = plain.serve(attrs.evolve(refusal, head_delay=0.1 * SCALE))
+        client = cached(server)
+
+        def ask() -> float:
+            with pytest.raises(InternalServerError):
+                (client.chat_completion_stream if kind == "_streams" else client.chat_completion)(REQUEST)
+            return time.monotonic()
+
+        begun = time.monotonic()
+        assert max(at_once(ask, 20)) - begun < 1.5 * SCALE  # one after the other: 2 s, and more
+
     @pytest.mark.parametrize("how", ["close", "cancel", "deadline", "drop"])
     def test_the_first(self, how: str, nothing_left: None, plain: Link, cached: Cached, memory: MemoryEngine) -> None:
         """When the first caller leaves in the middle of the answer, the second gets all of it, and it is kept."""

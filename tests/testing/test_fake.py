@@ -209,6 +209,25 @@ class TestItsLife:
         del other
         assert within(5, lambda: not servers())
 
+    def test_siblings(self) -> None:
+        """A client made of such a client lives as it does, its streams keep the server, and it cannot travel either."""
+        other = FakeClient(Reply("one two three", pace=0.05)).with_options(buffer=4).with_options(buffer=5)
+        stream = other.chat_completion_stream(REQUEST)
+        with pytest.raises(TypeError, match="FakeClient"):
+            pickle.dumps(other)
+        del other
+        gc.collect()
+        assert stream.collect().text == "one two three"
+        del stream
+        assert within(5, lambda: not servers())
+
+    def test_observers_in_an_iterator(self) -> None:
+        """Observers that can be listed once are told all the same."""
+        facts: list[object] = []
+        with FakeClient("one", observers=iter([facts.append])) as client:
+            client.chat_completion(REQUEST)
+        assert facts
+
     def test_dropped(self) -> None:
         """A client that nobody holds is closed: its server ends without being told."""
         before = servers()

@@ -93,3 +93,51 @@ def _pump(source: socket.socket, target: socket.socket, copy: bytearray | None =
             target.sendall(data)
     with contextlib.suppress(OSError):
         target.shutdown(socket.SHUT_WR)
+
+
+class _SocksVisit(socketserver.BaseRequestHandler):
+    """One connection of a client, by SOCKS 5 without a password (https://www.rfc-editor.org/rfc/rfc1928)."""
+
+    def handle(self) -> None:
+        methods = self._take(2)[1]
+        self._take(methods)
+        self.request.sendall(b"\5\0")
+        kind = self._take(4)[3]
+        host = self._take(self._take(1)[0]).decode() if kind == 3 else socket.inet_ntoa(self._take(4))
+        port = int.from_bytes(self._take(2), "big")
+        with socket.create_connection((host, port)) as there:
+            self.request.sendall(b"\5\0\0\1" + bytes(6))
+            back = threading.Thread(target=_pump, args=(there, self.request))
+            back.start()
+            _pump(self.request, there)
+            back.join()
+
+    def _take(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            piece = self.request.recv(count - len(data))
+            if not piece:
+                raise ConnectionError("the client has left")
+            data += piece
+        return data
+
+
+class SocksProxy(socketserver.ThreadingTCPServer):
+    """A running SOCKS proxy, as a context manager."""
+
+    allow_reuse_address = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _SocksVisit)
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"socks5h://127.0.0.1:{self.server_address[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()

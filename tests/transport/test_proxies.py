@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import os
 import traceback
 from collections.abc import Iterator
@@ -10,11 +12,11 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from chanstream import APIConnectionError, APIStatusError, Client
+from chanstream import APIConnectionError, APIStatusError, APITimeoutError, Client, Retry, Timeout
 from chanstream.testing import Reply
 from chanstream.transport.session import new_session
 from tests.conftest import REQUEST, Link
-from tests.transport.proxy import Proxy
+from tests.transport.proxy import Proxy, SocksProxy
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -127,3 +129,24 @@ def test_a_certificate(link: Link, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
     with new_session() as session, Client(KEY, base_url=server.url, session=session) as client:
         session.proxies, session.verify = {"https": proxy.url}, bundle
         assert client.chat_completion(REQUEST).text == "one"
+
+
+@pytest.mark.parametrize("clock", ["first_chunk", "total"])
+def test_by_socks(link: Link, monkeypatch: pytest.MonkeyPatch, clock: str) -> None:
+    """By a SOCKS proxy streams come as they do without, in an event loop too, and clocks end the wait for a head."""
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("NO_PROXY", "")
+    server = link.serve("one two", "one two", Reply("never", head_delay=math.inf))
+
+    async def text(client: Client) -> str:
+        return "".join([evt.text async for evt in await client.chat_completion_stream_async(REQUEST)])
+
+    with SocksProxy() as socks:
+        monkeypatch.setenv("all_proxy", socks.url)
+        with Client("", base_url=server.url, dialect="openai", retry=Retry(max_retries=0)) as client:
+            assert client.chat_completion_stream(REQUEST).collect().text == "one two"
+            assert asyncio.run(text(client)) == "one two"
+            with pytest.raises(APITimeoutError) as caught:
+                client.chat_completion_stream(REQUEST, timeout=Timeout(**{clock: 0.1}))
+            assert caught.value.clock == clock
+            assert server.wait_for(lambda s: s.open_connections == 0)
