@@ -64,7 +64,7 @@ def parameters_of(function: Callable[..., Any], *, strict: bool) -> dict[str, An
     properties: dict[str, Any] = {}
     required = []
     kinds = []
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in _signature(function).parameters.values():
         if parameter.kind not in _KINDS:
             raise TypeError(f"{parameter}: a model gives arguments by name, and cannot give this one")
         kinds.append(hints.get(parameter.name, Any))
@@ -81,6 +81,13 @@ def parameters_of(function: Callable[..., Any], *, strict: bool) -> dict[str, An
     if shared:
         schema["$defs"] = shared
     return _strict(schema) if strict else schema
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError as error:  # of some that are built in
+        raise TypeError(f"function: {error}") from None
 
 
 def name_of(value: Any) -> str:

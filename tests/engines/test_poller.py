@@ -526,7 +526,7 @@ class TestClocks:
     )
     def test_of_50_streams(self, link: Link, clock: str, reply: Reply) -> None:
         """50 streams that run out of time do so each in its own time."""
-        seconds = 0.3
+        seconds = 0.3 * SCALE
         client = link.client(link.serve(reply), timeout=Timeout(**{clock: seconds}))
         begun, streams = [], []
         for _ in range(50):

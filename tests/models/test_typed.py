@@ -86,6 +86,10 @@ def parameters(tool: Tool) -> Any:
     return tool.function.parameters
 
 
+def star(*cities: str) -> None:
+    """Go to many cities."""
+
+
 class TestTools:
     def test_a_function(self) -> None:
         """Its name, its docstring and its signature make a tool."""
@@ -174,10 +178,11 @@ class TestTools:
             (5, TypeError, "function: expected a function, got 5"),
             (lambda x: x, ValueError, "name: expected 1 to 64 letters"),
             (functools.partial(weather, "Rome"), ValueError, "name: expected 1 to 64 letters"),
-            (print, TypeError, "*args"),
+            (star, TypeError, "*cities: "),
+            (max, TypeError, "function: no signature found"),
             (divmod, TypeError, "x: a model gives arguments by name"),
         ],
-        ids=["no function", "lambda", "partial", "star", "by position only"],
+        ids=["no function", "lambda", "partial", "star", "no signature", "by position only"],
     )
     def test_what_is_none(self, function: Any, kind: type[Exception], text: str) -> None:
         """What no model can call is refused, and why is said."""
