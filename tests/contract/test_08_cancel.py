@@ -116,13 +116,14 @@ class TestEveryWayOut:
         """A deadline, of the call or of the context, ends the stream in time with an error that names the clock."""
         server = link.serve(reply)
         client = link.client(server, buffer=4)
+        seconds = 0.2 * SCALE
         begun = time.monotonic()
         if clock == "total":
-            stream = client.chat_completion_stream(REQUEST, timeout=Timeout(total=0.2))
+            stream = client.chat_completion_stream(REQUEST, timeout=Timeout(total=seconds))
         else:
-            stream = client.chat_completion_stream(REQUEST, context=Context().with_timeout(0.2))
-        assert within(0.2 + PROMPT, lambda: stream.state == "failed")
-        assert 0.2 <= time.monotonic() - begun < 0.2 + PROMPT
+            stream = client.chat_completion_stream(REQUEST, context=Context().with_timeout(seconds))
+        assert within(seconds + PROMPT, lambda: stream.state == "failed")
+        assert seconds <= time.monotonic() - begun < seconds + PROMPT
         assert freed(server)
         error = list(stream)[-1].error
         assert isinstance(error, APITimeoutError)
@@ -315,9 +316,9 @@ class TestMany:
         """A server that never stops sending is left in time though the consumer never waits."""
         server = link.serve(Reply([f"{number} " * 50 for number in range(200_000)], done=False))
         begun = time.monotonic()
-        stream = link.client(server).chat_completion_stream(REQUEST, timeout=Timeout(total=0.3))
+        stream = link.client(server).chat_completion_stream(REQUEST, timeout=Timeout(total=0.3 * SCALE))
         errors = [evt.error for evt in stream if evt.error]
-        assert time.monotonic() - begun < 0.3 + 2 * PROMPT
+        assert time.monotonic() - begun < 0.3 * SCALE + 2 * PROMPT
         assert [type(error) for error in errors] == [APITimeoutError]
 
 

@@ -106,7 +106,7 @@ class TestWhatIsTriedAgain:
     def test_a_silent_head(self, link: Link, ask: Callable[[Client], str]) -> None:
         """A server that says nothing until the clock for the head runs out is asked again, on another connection."""
         server = link.serve(NO_HEAD, OK)
-        client = link.client(server, retry=HASTY, timeout=Timeout(first_chunk=0.15))
+        client = link.client(server, retry=HASTY, timeout=Timeout(first_chunk=0.15 * SCALE))
         assert ask(client) == "at last"
         assert [request.connection for request in server.requests] == [1, 2]
         assert server.wait_for(lambda s: s.open_connections <= 1, PROMPT)
@@ -289,7 +289,7 @@ class TestRefusedBodies:
     def test_the_connection_is_closed(self, link: Link, refusal: Reply) -> None:
         """A refusal that was not read to its end, or whose connection ends with it, leaves no socket open."""
         server = link.serve(refusal, OK)
-        client = link.client(server, retry=HASTY, timeout=Timeout(first_chunk=0.15))
+        client = link.client(server, retry=HASTY, timeout=Timeout(first_chunk=0.15 * SCALE))
         assert client.chat_completion_stream(REQUEST).collect().text == "at last"
         assert [request.connection for request in server.requests] == [1, 2]
         assert server.wait_for(lambda s: s.open_connections == 1)
@@ -324,7 +324,7 @@ class TestNoRetryAfterTheHead:
     def test_of_a_stream(self, link: Link, reply: Reply) -> None:
         """Whatever happens to a stream after its head is delivered, and nothing is sent a second time."""
         server = link.serve(reply, OK)
-        client = link.client(server, retry=HASTY, timeout=Timeout(first_chunk=0.1, idle=0.1))
+        client = link.client(server, retry=HASTY, timeout=Timeout(first_chunk=0.1 * SCALE, idle=0.1 * SCALE))
         *_, last = client.chat_completion_stream(REQUEST)
         assert isinstance(last.error, (StreamError, APIError, APITimeoutError))
         assert len(server.requests) == 1
