@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -97,22 +98,28 @@ def _run(*command: str, cwd: Path) -> None:
         raise NotThereError(f"no redis-server: {command[0]} {command[1]} failed: {last}")
 
 
+def _listens(path: Path) -> bool:
+    """Return whether somebody takes connections there; the file alone may be there a moment before."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 @contextlib.contextmanager
 def running(program: Program) -> Iterator[RedisServer]:
     """Run a server for the length of the block, on a socket in a folder that only we can read."""
     with tempfile.TemporaryDirectory(prefix="redis-", dir="/tmp") as folder:  # a socket's path must be short
-        socket, log = Path(folder, "socket"), Path(folder, "log")
-        settings = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no", "--dir", folder]
+        path, log = Path(folder, "socket"), Path(folder, "log")
+        settings = ["--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no", "--dir", folder]
         environment = {**os.environ, "LD_LIBRARY_PATH": program.libraries} if program.libraries else None
         with log.open("wb") as output, subprocess.Popen(
             [sys.executable, "-I", "-c", _LAUNCH, program.path, *settings],
             stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment,
         ) as process:  # fmt: skip
-            within(_START_TIME, lambda: socket.exists() or b"error" in log.read_bytes())
-            if not socket.exists():
+            within(_START_TIME, lambda: _listens(path) or b"error" in log.read_bytes())
+            if not _listens(path):
                 process.communicate()  # closes the pipe, and waits for the end; as leaving the block does
                 raise NotThereError(f"redis-server does not start: {log.read_text(errors='replace')[-500:]}")
-            yield RedisServer(f"unix://{socket}")
+            yield RedisServer(f"unix://{path}")
 
 
 @pytest.fixture(scope="session")
