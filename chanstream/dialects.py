@@ -81,7 +81,7 @@ class Dialect:
         Raises:
             ValueError: The server has no such endpoint.
         """
-        path = next(path for kind, path in _PATHS.items() if isinstance(request, kind))
+        path = _PATHS.get(type(request)) or next(path for kind, path in _PATHS.items() if isinstance(request, kind))
         if path in self.lacking:
             raise ValueError(f"request: the {self.name!r} dialect has no {path}, got {type(request).__name__}")
         return path
