@@ -2,25 +2,23 @@
 
 A replay moves chunks whenever something has changed: there are more of them, there is room in the channel again, or
 their time has come. It does so in whatever thread brings the news. One thread at a time is at it, which keeps the
-order; who comes too late leaves word, as in `chanstream.channel.merging`.
+order; who comes too late leaves word, see `chanstream.channel.feeding`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 import attrs
 
 from .. import timers
-from ..channel import Offer, Pipe
+from ..channel import Feeder, Offer, Pipe
 from ..context import Context
-from ..errors import ChannelClosedError, ChanstreamError, StreamError
+from ..errors import ChannelClosedError, ChanstreamError
 from ..models.chunk import CompletionChunk
 from .entry import chunk_of
 
@@ -29,37 +27,6 @@ Line: TypeAlias = bytes | CompletionChunk
 
 _BATCH = 64
 """Chunks that are decoded at a time: what a full channel has no room for is not worth the work yet."""
-
-
-class Turns(ABC):
-    """Something that is moved on by one thread at a time, once more for those who came meanwhile; nobody waits."""
-
-    def __init__(self) -> None:
-        self._word = False
-        self._at_it = threading.Lock()
-
-    def move(self) -> None:
-        """Move what can be moved now, or leave word to the thread that is at it; never blocks, and never raises."""
-        try:
-            self._word = True
-            while self._word and self._at_it.acquire(blocking=False):
-                try:
-                    self._word = False
-                    self._move()
-                finally:
-                    self._at_it.release()
-        except BaseException as error:  # Ctrl-C, or no more memory: chunks may be lost, and consumers must know
-            self.fail(StreamError(f"chanstream failed: {error!r}"))
-            if not isinstance(error, Exception):
-                raise
-
-    @abstractmethod
-    def _move(self) -> None:
-        """Move what can be moved now."""
-
-    @abstractmethod
-    def fail(self, error: ChanstreamError) -> None:
-        """End it with an error."""
 
 
 class Owner(Protocol):
@@ -72,7 +39,7 @@ class Owner(Protocol):
         """Forget one that needs no more of them."""
 
 
-class Replay(Turns):
+class Replay(Feeder):
     """The chunks of one recording on their way to one consumer.
 
     Args:

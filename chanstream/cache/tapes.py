@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from .. import timers
-from ..channel import Pipe, pipe_of
+from ..channel import Feeder, Pipe, pipe_of
 from ..context import Context
 from ..errors import ChanstreamError
 from ..models.chunk import CompletionChunk
 from ..stream import CompletionStream
 from ..transport.head import ResponseHead
 from .entry import line_of
-from .replay import Line, PacedReplay, Replay, Turns
+from .replay import Line, PacedReplay, Replay
 
 _BATCH = 64
 """Chunks that are taken at a time."""
@@ -55,7 +55,7 @@ class KeptTape:
         return pipe
 
 
-class LiveTape(Turns):
+class LiveTape(Feeder):
     """An answer on its way, and all who follow it.
 
     Args:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 
+from ..errors import ChanstreamError, StreamError
+
 
 class Feeder(ABC):
     """Moves items whenever it is told that it may be able to.
@@ -36,7 +38,7 @@ class Feeder(ABC):
                 finally:
                     self._moving.release()
         except BaseException as error:  # Ctrl-C, or no more memory: items may be lost, and the consumer must know
-            self._fail(error)
+            self.fail(StreamError(f"chanstream failed: {error!r}"))
             if not isinstance(error, Exception):
                 raise
 
@@ -45,5 +47,5 @@ class Feeder(ABC):
         """Move what can be moved now; one thread at a time is in here."""
 
     @abstractmethod
-    def _fail(self, error: BaseException) -> None:
-        """End what is fed, because items may be lost."""
+    def fail(self, error: ChanstreamError) -> None:
+        """End what is fed with an error."""

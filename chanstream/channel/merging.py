@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Generic, TypeVar, overload
 
-from ..errors import ChannelClosedError, StreamError, StreamInterruptedError
+from ..errors import ChannelClosedError, ChanstreamError, StreamInterruptedError
 from .channel import Channel, pipe_of
 from .feeding import Feeder
 from .pipe import Offer, Pipe
@@ -195,8 +195,8 @@ class _Feeder(Feeder, Generic[K, T]):
             self._forget = source.add_waiter(self.move)
         self.move()
 
-    def _fail(self, error: BaseException) -> None:
-        self._merged.close(StreamError(f"chanstream failed: {error!r}"))
+    def fail(self, error: ChanstreamError) -> None:
+        self._merged.close(error)
 
     def _move(self) -> None:
         while not (self._over or self._waiting or self._merged.closed) and self._source.readable():

@@ -32,7 +32,7 @@ import attrs
 
 from ..channel import Feeder, Offer, Pipe
 from ..context import Context
-from ..errors import ChannelClosedError, ChanstreamError, StreamError, kind_of
+from ..errors import ChannelClosedError, ChanstreamError, kind_of
 from ..models.chunk import CompletionChunk
 from ..transport.session import Answer, Call
 from ..wire.joining import Joint
@@ -160,11 +160,10 @@ class _Resuming(Feeder):
         except Exception as error:  # noqa: BLE001 - no more threads, or the interpreter is about to end
             part.give_up(error)
 
-    def _fail(self, error: BaseException) -> None:
-        wrong = StreamError(f"chanstream failed: {error!r}")
-        self._pipe.end(StreamMachine(self._started).fail(wrong, time.monotonic()))
+    def fail(self, error: ChanstreamError) -> None:
+        self._pipe.end(StreamMachine(self._started).fail(error, time.monotonic()))
         self._pipe.close()
-        self._context.cancel(wrong)
+        self._context.cancel(error)
 
 
 class _NextPart:
