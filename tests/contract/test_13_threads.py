@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import pickle
+import select
 import signal
 import statistics
 import subprocess
@@ -174,13 +175,29 @@ forking = [
 ]
 
 
-def forked(child: Callable[[], object]) -> int:
-    """Run ``child`` in a forked process and return its exit status: 0 if it returned, -14 if it hung."""
+def forked(child: Callable[[], object], tries: int = 3) -> int:
+    """Run ``child`` in a forked process and return its exit status: 0 if it returned, -14 if it hung.
+
+    Where coverage is measured another thread may hold coverage's own lock at the moment of the fork. Such a child hangs
+    before it has begun, and says nothing about the library: another one is forked.
+    """
+    reader, writer = os.pipe()
     pid = os.fork()
     if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.close(writer)
+        with open(reader, "rb", buffering=0) as sign:  # noqa: PTH123 - a descriptor
+            begun = select.select([sign], [], [], 10 * SCALE)[0]
+        if not begun:
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if begun or tries == 1 or "coverage" not in sys.modules:
+            return status
+        return forked(child, tries - 1)
     status = 1
     try:
+        os.close(reader)
+        os.write(writer, b"!")
+        os.close(writer)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(int(6 * SCALE))
         child()
