@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import ipaddress
-import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
-from urllib.parse import quote, urlsplit
 
 import attrs
 
 from . import __version__
+from .arguments import asked, at_least_1, base_url_of, dialect_of, in_a_path, key_of, limiter_of, one_of, typed
 from .channel import Pipe
 from .context import Context, Timeout
-from .dialects import DIALECTS, Completion, Dialect
+from .dialects import Completion, Dialect
 from .engines import poller, resuming, threaded
 from .errors import (
     APITimeoutError,
@@ -38,7 +35,7 @@ from .models.chat import (
     FIMCompletionRequest,
 )
 from .models.chunk import CompletionChunk
-from .models.codec import best_loads, dumps
+from .models.codec import dumps
 from .models.embeddings import EmbeddingRequest, EmbeddingResponse
 from .models.messages import AssistantMessage
 from .observers import Observer, Observers, Watch
@@ -46,6 +43,7 @@ from .stream import CompletionStream, Errors
 from .transport.limits import RateLimiter
 from .transport.retry import Retry
 from .transport.session import Answer, Call, Transport
+from .wire.answers import answer_of
 from .wire.machine import MAX_EVENT_BYTES, StreamMachine
 from .wire.thinking import ThinkingMachine, parted
 
@@ -166,19 +164,18 @@ class Client:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, Any] | None = None,
         observers: Iterable[Observer] = (),
-        _transport: Transport | None = None,
     ) -> None:
-        self._dialect = _dialect(dialect)
-        self._base_url = _base_url(self._dialect.base_url if base_url is None else base_url)
+        self._dialect = dialect_of(dialect)
+        self._base_url = base_url_of(self._dialect.base_url if base_url is None else base_url)
         self._timeout = Timeout() if timeout is None else Timeout.of(timeout)
-        self._retry = _typed("retry", Retry() if retry is None else retry, Retry)
-        self._buffer = _at_least_1("buffer", buffer)
-        self._engine = _one_of("engine", engine, get_args(Engine))
-        self._errors: Errors = _one_of("errors", errors, get_args(Errors))
-        self._require_finish_reason = _typed("require_finish_reason", require_finish_reason, bool)
-        self._think_tags = _typed("think_tags", think_tags, bool)
-        self._max_event_bytes = _at_least_1("max_event_bytes", max_event_bytes)
-        self._limiter = _limiter(rate_limiter)
+        self._retry = typed("retry", Retry() if retry is None else retry, Retry)
+        self._buffer = at_least_1("buffer", buffer)
+        self._engine = one_of("engine", engine, get_args(Engine))
+        self._errors: Errors = one_of("errors", errors, get_args(Errors))
+        self._require_finish_reason = typed("require_finish_reason", require_finish_reason, bool)
+        self._think_tags = typed("think_tags", think_tags, bool)
+        self._max_event_bytes = at_least_1("max_event_bytes", max_event_bytes)
+        self._limiter = limiter_of(rate_limiter)
         self._extras = Extras(extra_body, extra_headers, extra_query)
         self._observers = Observers(observers)
         self._settings: dict[str, Any] = {
@@ -201,7 +198,7 @@ class Client:
             "observers": self._observers.all,
         }
         headers = {"User-Agent": f"chanstream/{__version__}"}
-        self._transport = _transport or Transport(self._base_url, _key(api_key, self._dialect), headers, session)
+        self._transport = Transport(self._base_url, key_of(api_key, self._dialect), headers, session)
 
     def chat_completion_stream(
         self,
@@ -239,7 +236,7 @@ class Client:
 
         What goes wrong after the head is in comes with the stream.
         """
-        _asked(request, ChatCompletionRequest)
+        asked(request, ChatCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._streamed(request, _Options(timeout, context, extras, buffer, errors, resume))
 
@@ -268,7 +265,7 @@ class Client:
         """
         from .transport.asynchronous import open_async  # with asyncio, which takes its time to load
 
-        _asked(request, ChatCompletionRequest)
+        asked(request, ChatCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         opening = self._opening(request, _Options(timeout, context, extras, buffer, errors, resume))
         with self._opened(request, opening.call):
@@ -302,7 +299,7 @@ class Client:
             StreamCancelledError: The context was cancelled.
             StreamDecodeError: The answer is no chat completion.
         """
-        _asked(request, ChatCompletionRequest)
+        asked(request, ChatCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._completed(request, _Options(timeout, context, extras))
 
@@ -319,7 +316,7 @@ class Client:
         extra_query: Mapping[str, Any] | None = None,
     ) -> CompletionStream:
         """Return a stream of an agent's answer; as `chat_completion_stream`. Only Mistral has agents."""
-        _asked(request, AgentCompletionRequest)
+        asked(request, AgentCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
 
@@ -334,7 +331,7 @@ class Client:
         extra_query: Mapping[str, Any] | None = None,
     ) -> ChatCompletionResponse:
         """Return an agent's whole answer; as `chat_completion`. Only Mistral has agents."""
-        _asked(request, AgentCompletionRequest)
+        asked(request, AgentCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._completed(request, _Options(timeout, context, extras))
 
@@ -351,7 +348,7 @@ class Client:
         extra_query: Mapping[str, Any] | None = None,
     ) -> CompletionStream:
         """Return a stream of code that fills a gap; as `chat_completion_stream`. Only Mistral fills in."""
-        _asked(request, FIMCompletionRequest)
+        asked(request, FIMCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
 
@@ -366,7 +363,7 @@ class Client:
         extra_query: Mapping[str, Any] | None = None,
     ) -> ChatCompletionResponse:
         """Return the whole code that fills a gap; as `chat_completion`. Only Mistral fills in."""
-        _asked(request, FIMCompletionRequest)
+        asked(request, FIMCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         return self._completed(request, _Options(timeout, context, extras))
 
@@ -393,7 +390,7 @@ class Client:
         Raises:
             As `chat_completion`.
         """
-        _asked(request, EmbeddingRequest)
+        asked(request, EmbeddingRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
         options = _Options(timeout, context, extras)
         call = self._call(_EMBEDDINGS, self._dialect.embedding_body(request), options, request)
@@ -426,7 +423,7 @@ class Client:
         Of the servers known here only Mistral's say what their models can do; others' models are found for an empty
         `ModelCapabilities` only.
         """
-        _typed("capabilities", capabilities, ModelCapabilities)
+        typed("capabilities", capabilities, ModelCapabilities)
         return [card for card in self.list_models(timeout=timeout, context=context) if card.can(capabilities)]
 
     def get_model(
@@ -437,7 +434,7 @@ class Client:
         Raises:
             NotFoundError: The server does not have it.
         """
-        call = self._call(f"/models/{_in_a_path('model_id', model_id)}", None, _Options(timeout, context))
+        call = self._call(f"/models/{in_a_path('model_id', model_id)}", None, _Options(timeout, context))
         return self._fetched(call, "a model", "id", ModelCard.from_dict)
 
     def with_options(
@@ -483,7 +480,10 @@ class Client:
             "extra_query": extras.query,
         }
         said = {name: value for name, value in changes.items() if value is not None}
-        return Client(**{**self._settings, **said}, _transport=self._transport)
+        other = Client(**{**self._settings, **said, "api_key": self._transport.secret})  # its variable may be gone
+        other._settings["api_key"] = self._settings["api_key"]
+        other._transport = self._transport
+        return other
 
     def close(self) -> None:
         """Close the connections that no stream uses. The client can still be used: it makes new ones."""
@@ -548,7 +548,7 @@ class Client:
         Raises:
             TypeError, ValueError: The request cannot be sent; the text says why.
         """
-        _asked(request, kind)
+        asked(request, kind)
         if isinstance(request, EmbeddingRequest):
             path, body = _EMBEDDINGS, self._dialect.embedding_body(request)
         else:
@@ -592,14 +592,14 @@ class Client:
     def _ends(self, options: _Options) -> tuple[int, Errors]:
         """Return the capacity of a stream's channel, and how it gives errors."""
         return (
-            self._buffer if options.buffer is None else _at_least_1("buffer", options.buffer),
-            self._errors if options.errors is None else _one_of("errors", options.errors, get_args(Errors)),
+            self._buffer if options.buffer is None else at_least_1("buffer", options.buffer),
+            self._errors if options.errors is None else one_of("errors", options.errors, get_args(Errors)),
         )
 
     def _own_context(self, options: _Options) -> tuple[Timeout, Context]:
         """Return the clocks of a call, and a context of its own that keeps the total."""
         clocks = self._timeout if options.timeout is None else Timeout.of(options.timeout)
-        parent = Context() if options.context is None else _typed("context", options.context, Context)
+        parent = Context() if options.context is None else typed("context", options.context, Context)
         own = parent.with_cancel()
         if clocks.total is not None:
             own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
@@ -649,7 +649,7 @@ class Client:
             self._check_resume(resume, request, self._extras)
 
     def _check_resume(self, resume: str, request: Any, extras: Extras) -> None:
-        _one_of("resume", resume, ("prefix",))
+        one_of("resume", resume, ("prefix",))
         if not self._dialect.takes_prefix:
             raise ValueError(f"resume: servers of the {self._dialect.name!r} dialect do not continue from a prefix")
         for name in ("messages", "n"):
@@ -696,7 +696,7 @@ class Client:
         finally:
             call.context.release()
         try:
-            answer = _answer(body, head.content_type, what, key, load)
+            answer = answer_of(body, head.content_type, what, key, load)
         except (StreamAPIError, StreamDecodeError) as error:
             redact(error, self._transport.secret)
             raise
@@ -720,108 +720,3 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<Client {self._dialect.name} {self._base_url}>"
-
-
-def _answer(body: bytes, content_type: str, what: str, key: str, load: Callable[[Any], M]) -> M:
-    try:
-        data = best_loads()(body)
-        _check_answer(data, key)
-        answer = load(data)
-    except (TypeError, ValueError) as error:
-        start = " ".join(body[:200].decode("utf-8", "replace").split())
-        raise StreamDecodeError(f"expected {what}, got {content_type}: {start!r} ({error})") from None
-    if hasattr(answer, "raw"):
-        object.__setattr__(answer, "raw", data)
-    return answer
-
-
-def _check_answer(data: Any, key: str) -> None:
-    """Raise what a JSON object says that is no answer; one without choices is none either, however whole it looks."""
-    if not isinstance(data, dict) or data.get(key) or (key in data and key != "choices"):
-        return
-    if data.get("error") or data.get("object") == "error" or "detail" in data:
-        raise StreamAPIError.from_body(data)
-    raise ValueError(f"{key}: {'empty' if key in data else 'missing'}")
-
-
-def _in_a_path(name: str, value: str) -> str:
-    """Return an id as a part of a URL's path; ids with a slash, as ``openai/gpt-oss-20b``, keep it."""
-    parts = _typed(name, value, str).split("/")
-    if any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"{name}: expected an id, got {value!r}")
-    return "/".join(quote(part, safe=":@") for part in parts)
-
-
-def _limiter(value: Any) -> RateLimiter | None:
-    if isinstance(value, type):
-        raise TypeError(f"rate_limiter: expected an object, got the class {value.__qualname__}")
-    if value is not None and not isinstance(value, RateLimiter):
-        wanted = "an object with ask(), such as chanstream.limits.RateLimit(50, per=10) or BucketLimit(bucket)"
-        raise TypeError(f"rate_limiter: expected {wanted}, got {value!r}")
-    return value
-
-
-def _dialect(value: str | Dialect) -> Dialect:
-    if isinstance(value, Dialect):
-        return value
-    return DIALECTS[_one_of("dialect", value, tuple(DIALECTS))]
-
-
-def _key(given: str | None, dialect: Dialect) -> str:
-    key = os.environ.get(dialect.key_variable) if given is None else given
-    if key is None:
-        raise ChanstreamError(f"no API key: pass api_key=, or set {dialect.key_variable} (api_key='' sends none)")
-    if not isinstance(key, str):
-        raise TypeError(f"api_key: expected a text, got {type(key).__name__}")
-    key = key.strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ValueError("api_key: expected printable ASCII; the key has other characters in it")  # never shown
-    return key
-
-
-def _base_url(value: str) -> str:
-    """Return the URL that paths are appended to."""
-    given, value = value, _typed("base_url", value, str).strip()
-    if "@" in value or "?" in value or "#" in value:
-        raise ValueError("base_url: expected a URL without user, query and fragment")  # not shown: it may hold a secret
-    try:
-        parts = urlsplit(value)
-        if "[" in parts.netloc:
-            ipaddress.ip_address(parts.hostname or "")  # older Pythons do not look what is in the brackets
-        host_and_port = _HOST.fullmatch(parts.hostname or ""), parts.port
-    except ValueError:  # a port that is no number, half a bracket
-        raise ValueError(f"base_url: expected an http or https URL, got {given!r}") from None
-    if parts.scheme not in ("http", "https") or not host_and_port[0] or host_and_port[1] == 0 or _BLANK.search(value):
-        raise ValueError(f"base_url: expected an http or https URL, got {given!r}")
-    path = parts.path.rstrip("/") or "/v1"
-    return f"{parts.scheme}://{parts.netloc}{path}"
-
-
-_HOST = re.compile(r"[^.*%\\][^*%\\]*")
-_BLANK = re.compile(r"[\x00-\x20\x7f]")
-
-
-def _typed(name: str, value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name}: expected {kind.__name__}, got {value!r}")
-    return value
-
-
-def _asked(request: Any, kind: type) -> None:
-    """Raise unless the request is of a kind; what it says is not shown, for it is somebody's conversation."""
-    if not isinstance(request, kind):
-        raise TypeError(f"request: expected {kind.__name__}, got {type(request).__name__}")
-
-
-def _at_least_1(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected 1 or more, got {value!r}")
-    return value
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected {', '.join(map(repr, allowed))}, got {value!r}")
-    return value

@@ -1,8 +1,8 @@
 """Who asks what at this moment: of several that ask the same at the same time, one goes to the server.
 
-The first is the *pilot* of a flight, the others wait until it lands: with the answer, or with nothing where the pilot
-failed or was cancelled. Then one of those who waited is the next pilot, and what became of the first is none of its
-business.
+The first is the *pilot* of a flight, the others wait until it lands: with the answer, or with nothing. Where the pilot
+was cancelled or late, one of those who waited is the next. Where the server failed it they all ask, each for itself:
+one after the other, the last would wait for all failures.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Flight(Generic[A]):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards that nobody begins to wait after the landing
-        self._waiting: list[threading.Event] | None = []
+        self._waiting: list[Context] | None = []
         self._answer: A | None = None
         self.refused = False  # whether it was the server that failed, and not the pilot's own patience
 
@@ -40,8 +40,8 @@ class Flight(Generic[A]):
             waiting, self._waiting = self._waiting, None
             if waiting is not None:
                 self._answer = answer
-        for news in waiting or ():
-            news.set()
+        for landed in waiting or ():
+            landed.cancel()
 
     def wait(self, context: Context, seconds: float | None) -> A | None:
         """Wait for the landing and return the answer.
@@ -54,17 +54,16 @@ class Flight(Generic[A]):
             APITimeoutError: It took longer.
             ChanstreamError: The context's error.
         """
-        news = threading.Event()
-        forget = context.on_done(lambda _: news.set())
+        landed = context.with_cancel()
         try:
             with self._lock:
                 if self._waiting is None:
-                    news.set()
+                    landed.cancel()
                 else:
-                    self._waiting.append(news)
-            in_time = news.wait(seconds)
+                    self._waiting.append(landed)
+            in_time = landed.wait(seconds)
         finally:
-            forget()
+            landed.release()
         context.raise_if_done()
         if not in_time:
             raise APITimeoutError(clock="first_chunk", seconds=seconds or 0.0)

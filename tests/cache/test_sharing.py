@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from concurrent.futures import Future
@@ -25,6 +26,7 @@ from chanstream import (
     UserMessage,
     merge,
 )
+from chanstream.cache.flights import Flight
 from chanstream.testing import Reply
 from tests.cache.conftest import Cached, MemoryEngine
 from tests.concurrency import spawn
@@ -301,3 +303,13 @@ class TestFork:
         assert forked(child) == 0
         assert stream.collect().text == "one two"
         assert len(server.requests) == 3
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal can be sent to a thread here")
+def test_ctrl_c_while_another_asks() -> None:
+    """Ctrl-C is noticed by who waits for another's answer, though the signal goes to another thread."""
+    pressing = threading.Timer(0.05, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
+    pressing.start()
+    with pytest.raises(KeyboardInterrupt):
+        Flight[bytes]().wait(Context(), 60.0)
+    pressing.join()
