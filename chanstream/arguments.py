@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import threading
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -92,6 +93,15 @@ def at_least_1(name: str, value: int) -> int:
         raise TypeError(f"{name}: expected a whole number, got {value!r}")
     if value < 1:
         raise ValueError(f"{name}: expected 1 or more, got {value!r}")
+    return value
+
+
+def seconds(name: str, value: float) -> float:
+    """Return a number of seconds above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number of seconds, got {value!r}")
+    if not 0 < value <= threading.TIMEOUT_MAX:
+        raise ValueError(f"{name}: expected seconds above 0 and up to {threading.TIMEOUT_MAX:.0f}, got {value!r}")
     return value
 
 

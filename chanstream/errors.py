@@ -23,18 +23,27 @@
     │   └── EventTooLargeError          one event above ``max_event_bytes``
     ├── StreamCancelledError            somebody cancelled: a context, or ``close()``
     ├── ChannelClosedError              put or get on a channel that is closed
-    └── CacheError                      a cache that cannot be read or written
+    ├── CacheError                      a cache that cannot be read or written
+    ├── JournalError                    a batch's journal that cannot be read or written, or is another's
+    └── WorkerLostError                 a process of a batch that ended before it gave a result
 
 All can be pickled, so that they travel back from worker processes. None holds a key or a header of the request.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from .quotas import RateLimits
+
+if sys.version_info >= (3, 13):
+    from queue import ShutDown as _ShutDown
+else:
+    _ShutDown = Exception
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,9 +60,12 @@ class ChanstreamError(Exception):
 
     Attributes:
         earlier: Where several servers were asked in turn (see `Failover`), what those before this one failed with.
+        others: Where several were at work at a time (see `race` and `TaskGroup`), what the others failed with, in the
+            order in which they did. An error that is not of chanstream has it too, where there are any.
     """
 
     earlier: tuple[ChanstreamError, ...] = ()
+    others: tuple[BaseException, ...] = ()
 
 
 class APIError(ChanstreamError):
@@ -265,15 +277,46 @@ class StreamCancelledError(ChanstreamError):
     partial: ChatCompletionResponse | None = None
 
 
-class ChannelClosedError(ChanstreamError):
-    """The channel is closed: nothing can be put, or nothing is left to get."""
+class ChannelClosedError(ChanstreamError, _ShutDown):
+    """The channel is closed: nothing can be put, or nothing is left to get.
+
+    From Python 3.13 on it is a `queue.ShutDown` too.
+    """
 
 
 class CacheError(ChanstreamError):
     """A cache could not be read or written."""
 
 
+class JournalError(ChanstreamError):
+    """A batch's journal could not be read or written, is in use, or has something else in it."""
+
+
+class WorkerLostError(ChanstreamError):
+    """A worker process of a batch ended before it gave a result, again and again; or the pool cannot be used any more.
+
+    Whether its request was answered nobody knows.
+    """
+
+
 _E = TypeVar("_E", bound=ChanstreamError)
+_B = TypeVar("_B", bound=BaseException)
+
+
+def with_others(error: _B, others: Iterable[BaseException]) -> _B:
+    """Return ``error``, with what else went wrong at that time as its ``others``."""
+    rest = tuple(other for other in others if other is not error)
+    if rest:
+        with contextlib.suppress(AttributeError):  # it has no room for it
+            error.others = rest  # type: ignore[attr-defined]  # any exception can be given one more attribute
+    return error
+
+
+def with_partial(error: _E, partial: ChatCompletionResponse) -> _E:
+    """Return ``error``, with what had come of the answer that it ended as its ``partial``."""
+    error.partial = partial  # type: ignore[attr-defined]  # all errors that end a stream have it
+    return error
+
 
 _SHORTEST_SECRET = 8
 

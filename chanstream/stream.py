@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from types import TracebackType
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Literal, TypeAlias
 
-from .channel import Channel, Pipe
+from .channel import Channel, FedChannel, Pipe
 from .context import Context
-from .errors import ChannelClosedError, ChanstreamError, StreamCancelledError, StreamInterruptedError
+from .errors import ChannelClosedError, StreamCancelledError, with_partial
 from .models.chat import ChatCompletionResponse
 from .models.chunk import CompletionChunk
 from .models.events import CompletionEvent, Failed
@@ -27,7 +25,7 @@ _DRAIN_GRACE = 0.04
 chunk keeps the connection for the next request. In the usual case it takes well under a millisecond."""
 
 
-class CompletionStream(Channel[CompletionChunk]):
+class CompletionStream(FedChannel[CompletionChunk]):
     """The chunks of one answer, as they come.
 
     ::
@@ -47,15 +45,16 @@ class CompletionStream(Channel[CompletionChunk]):
     and one that leaves its loop early closes the stream for all.
     """
 
+    _kind = "stream"
+
     def __init__(
         self, pipe: Pipe[CompletionChunk], context: Context, response: ResponseHead, errors: Errors = "inband"
     ) -> None:
-        super().__init__(pipe=pipe)
         self._context = context
         self._errors = errors
         self._closed_here = False
-        self._pid = os.getpid()
         self.response = response
+        super().__init__(pipe=pipe)
 
     @property
     def state(self) -> State:
@@ -83,7 +82,6 @@ class CompletionStream(Channel[CompletionChunk]):
             StreamInterruptedError: This is a forked child, and the stream the parent's.
             ChanstreamError: With ``errors="raise"``: what ended the stream.
         """
-        self._check_process()
         chunk = super().get(block, timeout)
         if chunk.error is not None and self._errors == "raise":
             raise chunk.error
@@ -96,7 +94,6 @@ class CompletionStream(Channel[CompletionChunk]):
             As `get`. With ``errors="raise"`` the chunks before an error are given first, and it is raised by the next
             call.
         """
-        self._check_process()
         chunks = super().get_many(most, timeout)
         error = chunks[-1].error  # only the last of a stream can have one
         if error is not None and self._errors == "raise":
@@ -104,10 +101,6 @@ class CompletionStream(Channel[CompletionChunk]):
                 raise error
             self._pipe.put_back(chunks.pop())
         return chunks
-
-    def shutdown(self, immediate: bool = False) -> None:  # noqa: ARG002 - it always is
-        """Close the stream: `queue.Queue`'s name for it from Python 3.13 on."""
-        self.close()
 
     def collect(self) -> ChatCompletionResponse:
         """Take all chunks that are left and return the answer that they make.
@@ -129,14 +122,14 @@ class CompletionStream(Channel[CompletionChunk]):
             self.close()
         if not last.is_last_chunk:
             error = last.error or StreamCancelledError("the stream was closed")
-            raise _with_partial(error, answer.response())
+            raise with_partial(error, answer.response())
         return answer.response()
 
     def events(self) -> CompletionEvents:
         """Return what the chunks that are left say, as events: what each adds, and what is complete."""
         return CompletionEvents(self, Channel(pipe=self._pipe), self._check_process, self._errors)
 
-    def close(self, error: BaseException | None = None) -> None:  # noqa: ARG002 - a channel's close has it
+    def close(self, error: BaseException | None = None) -> None:
         """Cancel what is still to come, drop what was not taken, and free the socket and every blocked thread.
 
         Does nothing on a stream that has ended. Does not wait for the server.
@@ -144,8 +137,11 @@ class CompletionStream(Channel[CompletionChunk]):
         Args:
             error: Not used; there because a `Channel` has it.
         """
-        if self._pid != os.getpid() or sys.is_finalizing():
-            return  # a fork's copy, or the process ends: locks may be held for ever by threads that are no more
+        super().close(error)
+
+    def _leave(self) -> None:
+        if self._pipe.final is not None and self._pipe.over:
+            return  # it came to its end, and all is taken: nothing is left to free
         if self._pipe.ended:
             self._pipe.wait_closed(_DRAIN_GRACE)
         else:
@@ -153,26 +149,10 @@ class CompletionStream(Channel[CompletionChunk]):
         self._pipe.abandon()
         self._context.cancel(StreamCancelledError("the stream was closed"))
 
-    def _check_process(self) -> None:
-        if self._pid != os.getpid():  # the producer is in the parent: to wait for it would be for ever
-            raise StreamInterruptedError("the stream belongs to the process that opened it, and this is a fork of it")
-
-    def __iter__(self) -> Iterator[CompletionChunk]:
+    def __iter__(self) -> Generator[CompletionChunk, None, None]:
         """Take chunks to the end of the stream; leaving early closes it."""
-        pipe = self._pipe
-        try:
-            while True:
-                if not pipe.items and self._pid != os.getpid():
-                    self._check_process()
-                try:
-                    chunk = pipe.get()
-                except ChannelClosedError:
-                    return
-                if chunk.error is not None and self._errors == "raise":
-                    raise chunk.error
-                yield chunk
-        finally:
-            self.close()
+        chunks = super().__iter__()
+        return chunks if self._errors == "inband" else _raising(chunks)
 
     def __next__(self) -> CompletionChunk:
         """Take the next chunk; leaves the stream open."""
@@ -180,34 +160,6 @@ class CompletionStream(Channel[CompletionChunk]):
             return self.get()
         except ChannelClosedError:
             raise StopIteration from None
-
-    async def __aiter__(self) -> AsyncIterator[CompletionChunk]:
-        """Take chunks to the end of the stream without blocking the event loop; leaving early closes it."""
-        try:
-            async for chunk in super().__aiter__():
-                yield chunk
-        finally:
-            self.close()
-
-    def __enter__(self) -> CompletionStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> CompletionStream:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_context"):  # else __init__ did not get far
-            self.close()
 
     def __repr__(self) -> str:
         return f"<CompletionStream {self.state}, {self.qsize()} chunks waiting>"
@@ -286,7 +238,7 @@ class CompletionEvents:
     def _take(self) -> CompletionEvent:
         event = self._ready.popleft()
         if isinstance(event, Failed) and self._errors == "raise":
-            raise _with_partial(event.error, event.partial)
+            raise with_partial(event.error, event.partial)
         return event
 
     def _close(self) -> None:
@@ -297,6 +249,9 @@ class CompletionEvents:
         return f"<CompletionEvents of {self._stream!r}>"
 
 
-def _with_partial(error: ChanstreamError, partial: ChatCompletionResponse) -> ChanstreamError:
-    error.partial = partial  # type: ignore[attr-defined]  # all errors that end a stream have it
-    return error
+def _raising(chunks: Generator[CompletionChunk, None, None]) -> Generator[CompletionChunk, None, None]:
+    """Give chunks, and raise the error of one that has one."""
+    with contextlib.closing(chunks):
+        for chunk in chunks:
+            chunk.raise_for_error()
+            yield chunk

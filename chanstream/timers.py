@@ -46,7 +46,7 @@ class Timer:
     __slots__ = ("_owner", "callback", "live")
 
     def __init__(self, callback: Callable[[], float | None]) -> None:
-        self._owner = _timers
+        self._owner = _of_this_process()
         self.callback = callback
         self.live = True
 
@@ -56,7 +56,7 @@ class Timer:
 
     def stop(self) -> None:
         """See to it that the callback is not called any more."""
-        if self._owner is _timers:  # else we are in a forked child, and it is the parent's
+        if self._owner is _timers:  # else it is the parent's of this forked child, or from before gevent's patching
             _timers.stop(self)
 
 
@@ -64,6 +64,7 @@ class _Timers:
     """The heap of all deadlines, and the thread that waits for the next."""
 
     def __init__(self) -> None:
+        self.lock_type = threading.Lock
         # Taken itself and not through the condition, whose own steps Ctrl-C could come between.
         self._lock = threading.RLock()
         self._cond = threading.Condition(self._lock)
@@ -155,6 +156,16 @@ def call_at(when: float, callback: Callable[[], float | None]) -> Timer:
 
 
 _timers = _Timers()
+
+
+def _of_this_process() -> _Timers:
+    """Return what keeps the timers; another one once gevent has patched the process, as gunicorn's workers do.
+
+    To a lock from before that, all greenlets are one thread: it keeps none of them out.
+    """
+    if _timers.lock_type is not threading.Lock:
+        _start_afresh()
+    return _timers
 
 
 def _start_afresh() -> None:

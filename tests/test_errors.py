@@ -25,6 +25,7 @@ from chanstream import (
     ConflictError,
     EventTooLargeError,
     InternalServerError,
+    JournalError,
     NotFoundError,
     PermissionDeniedError,
     RateLimitError,
@@ -35,6 +36,7 @@ from chanstream import (
     StreamInterruptedError,
     StreamTruncatedError,
     UnprocessableEntityError,
+    WorkerLostError,
     errors,
 )
 
@@ -61,6 +63,8 @@ TREE: dict[type[Exception], type[Exception]] = {
     StreamCancelledError: ChanstreamError,
     ChannelClosedError: ChanstreamError,
     CacheError: ChanstreamError,
+    JournalError: ChanstreamError,
+    WorkerLostError: ChanstreamError,
 }
 
 
@@ -68,7 +72,7 @@ class TestTree:
     def test_it_is_as_drawn(self) -> None:
         """Every exception has its one parent, and there is no other exception."""
         classes = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, Exception)]
-        assert {cls: cls.__base__ for cls in classes} == TREE
+        assert {cls: cls.__base__ for cls in classes if cls.__module__ == errors.__name__} == TREE
 
     @pytest.mark.parametrize("cls", TREE, ids=lambda cls: cls.__name__)
     def test_it_is_public_and_described(self, cls: type[Exception]) -> None:
@@ -81,6 +85,38 @@ class TestTree:
         lines = [line.strip(" │├└─").split() for line in (errors.__doc__ or "").splitlines()]
         drawn = [words[0] for words in lines if words and words[0].endswith("Error") and words[0].isidentifier()]
         assert drawn == [cls.__name__ for cls in TREE]
+
+
+class TestOthers:
+    def test_what_else_failed(self) -> None:
+        """An error of any kind can have those that others failed with beside it, but never itself, and is the same."""
+        other = StreamError("no")
+        for error in (StreamError("it broke"), ZeroDivisionError()):
+            assert errors.with_others(error, [error, other]) is error
+            assert vars(error)["others"] == (other,)
+        assert [str(each) for each in pickle.loads(pickle.dumps(error_with(other))).others] == ["no"]
+
+    def test_nothing_else(self) -> None:
+        """Where nothing else failed nothing is beside it."""
+        assert errors.with_others(StreamError("it broke"), []).others == ()
+        assert vars(errors.with_others(ZeroDivisionError(), [])) == {}
+
+    def test_one_without_room(self) -> None:
+        """An error that cannot be given one more attribute stays as it is."""
+
+        class Strict(Exception):  # noqa: N818 - it is nobody's error
+            """One that takes nothing."""
+
+            def __setattr__(self, name: str, value: object) -> None:
+                raise AttributeError(name)
+
+        error = Strict()
+        assert errors.with_others(error, [StreamError("no")]) is error
+
+
+def error_with(other: Exception) -> StreamError:
+    """Return an error with another beside it."""
+    return errors.with_others(StreamError("it broke"), [other])
 
 
 @pytest.mark.parametrize(

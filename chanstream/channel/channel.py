@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from ..errors import ChannelClosedError
+from .ends import Ends, Sender
 from .pipe import ChannelStatistics, Pipe
+from .waiting import seconds_to_wait
 
 T = TypeVar("T")
 
@@ -37,9 +39,11 @@ class Channel(queue.Queue[T], Generic[T]):
         if isinstance(maxsize, bool) or not isinstance(maxsize, int):
             raise TypeError(f"maxsize: expected a whole number, got {maxsize!r}")
         pipe = Pipe(maxsize) if pipe is None else pipe
-        super().__init__(pipe.maxsize)
         self._pipe: Pipe[T] = pipe
-        # What queue.Queue's own methods (qsize, empty, full, join, ...) look at is the pipe's.
+        self._senders = Ends(pipe)
+        # What queue.Queue's own methods (qsize, empty, full, join, ...) look at is the pipe's; so its __init__, which
+        # would make all that is theirs, is not called.
+        self.maxsize = pipe.maxsize
         self.mutex = pipe.lock  # type: ignore[assignment]  # a reentrant one does all that a plain one does
         self.not_empty = threading.Condition(pipe.lock)
         self.not_full = threading.Condition(pipe.lock)
@@ -59,20 +63,20 @@ class Channel(queue.Queue[T], Generic[T]):
             ChannelClosedError: The channel is closed, or was while this waited.
             queue.Full: There was no room (in time).
         """
-        self._pipe.put_many((item,), _wait(block, timeout))
+        self._pipe.put_many((item,), seconds_to_wait(block, timeout))
 
     def get(self, block: bool | float = True, timeout: float | None = None) -> T:
         """Take the next item, waiting for it if need be.
 
         Args:
-            block: Whether to wait for it; a number is the ``timeout``.
+            block: Whether to wait for it; a number is the ``timeout``, unless that is given too.
             timeout: Seconds to wait at most; None for as long as it takes.
 
         Raises:
             ChannelClosedError: The channel is closed and empty. If it was closed with an error, that error.
             queue.Empty: Nothing was there (in time).
         """
-        return self._pipe.get(_wait(block, timeout))
+        return self._pipe.get(seconds_to_wait(block, timeout))
 
     def shutdown(self, immediate: bool = False) -> None:
         """Close, as `queue.Queue` has it from Python 3.13 on; ``immediate`` drops what is in the channel."""
@@ -81,8 +85,10 @@ class Channel(queue.Queue[T], Generic[T]):
         else:
             self._pipe.close()
 
-    def _init(self, maxsize: int) -> None:
-        pass  # the pipe holds the items
+    @property
+    def is_shutdown(self) -> bool:
+        """Whether nothing can be put any more: `queue.Queue`'s name for it from Python 3.13 on."""
+        return self._pipe.closed
 
     def _qsize(self) -> int:
         return len(self._pipe.items)
@@ -99,8 +105,7 @@ class Channel(queue.Queue[T], Generic[T]):
 
     @unfinished_tasks.setter
     def unfinished_tasks(self, count: int) -> None:
-        if hasattr(self, "_pipe"):  # queue.Queue's __init__ sets it to 0, but a producer may have begun
-            self._pipe.unfinished = count
+        self._pipe.unfinished = count
 
     # -- what a channel adds ----------------------------------------------------------------------------------------
 
@@ -119,6 +124,19 @@ class Channel(queue.Queue[T], Generic[T]):
             error: What consumers get once all is taken, instead of a plain end.
         """
         self._pipe.close(error)
+
+    def sender(self) -> Sender[T]:
+        """Return a hold on the channel for one of several producers: it is closed when the last of them is.
+
+        Make each while another is open, or all before the first is closed. `put` and `close` of the channel itself do
+        what they always do: closed directly, it is closed for all senders.
+
+        Raises:
+            ChannelClosedError: The channel is closed.
+        """
+        if self._pipe.ended:
+            raise ChannelClosedError("the channel is closed")
+        return Sender(self._pipe, self._senders)
 
     @property
     def closed(self) -> bool:
@@ -157,14 +175,3 @@ class Channel(queue.Queue[T], Generic[T]):
 def pipe_of(channel: Channel[T]) -> Pipe[T]:
     """Return the pipe of a channel, for those who move what is in it on."""
     return channel._pipe  # noqa: SLF001 - the one place where others learn it
-
-
-def _wait(block: bool | float, timeout: float | None) -> float | None:
-    """Return the seconds to wait for queue.Queue's pair of arguments; None for as long as it takes."""
-    if not isinstance(block, bool):
-        timeout = block
-    elif not block:
-        return 0.0
-    if timeout is not None and timeout < 0:
-        raise ValueError("'timeout' must be a non-negative number")
-    return timeout

@@ -13,15 +13,13 @@ Feeders refer to pipes only, never to channels. So dropping the merged channel i
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from types import TracebackType
-from typing import Generic, TypeVar, overload
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, TypeVar, overload
 
-from ..errors import ChannelClosedError, ChanstreamError, StreamInterruptedError
+from ..errors import ChannelClosedError, ChanstreamError
 from .channel import Channel, pipe_of
+from .ends import Ends
+from .fed import FedChannel, check_process, close_all
 from .feeding import Feeder
 from .pipe import Offer, Pipe
 
@@ -32,7 +30,7 @@ _BATCH = 64
 """Items that a source puts in at a time: enough that a hand-over costs little for each, and the others come soon."""
 
 
-class MergedChannel(Channel[tuple[K, T]], Generic[K, T]):
+class MergedChannel(FedChannel[tuple[K, T]], Generic[K, T]):
     """What `merge` returns: a channel of pairs, each an item and the key of the channel that it came from.
 
     Leaving a loop over it early, with ``break``, ``return`` or an exception, closes it; so do `close`, the end of a
@@ -44,80 +42,22 @@ class MergedChannel(Channel[tuple[K, T]], Generic[K, T]):
     """
 
     def __init__(self, sources: Mapping[K, Channel[T]], maxsize: int) -> None:
-        super().__init__(maxsize)
-        self._pid = os.getpid()
         self._sources = list(sources.values())
-        ends = _Ends(self._pipe, len(sources))
+        super().__init__(maxsize)
+        if not sources:
+            self._pipe.close()
+        ends = Ends(self._pipe, sources)
         for key, source in sources.items():
             _Feeder(key, pipe_of(source), self._pipe, ends)
+        gathered = None
+        for source in self._sources:
+            join = pipe_of(source).join
+            if join is not None:
+                gathered = join(self._pipe, gathered)
 
-    def get(self, block: bool | float = True, timeout: float | None = None) -> tuple[K, T]:
-        """Take the next pair, as `Channel.get`."""
-        self._check_process()
-        return super().get(block, timeout)
-
-    def get_many(self, most: int | None = None, timeout: float | None = None) -> list[tuple[K, T]]:
-        """Take all pairs that are there, as `Channel.get_many`."""
-        self._check_process()
-        return super().get_many(most, timeout)
-
-    def _check_process(self) -> None:
-        if self._pid != os.getpid():  # to wait would be for ever
-            raise StreamInterruptedError("the channel belongs to the process that merged it, and this is a fork of it")
-
-    def close(self, error: BaseException | None = None) -> None:  # noqa: ARG002 - a channel's close has it
-        """Close all sources at once, and drop what was not taken. Does nothing when all have ended.
-
-        Args:
-            error: Not used; there because a `Channel` has it.
-        """
-        if self._pid != os.getpid() or sys.is_finalizing():
-            return  # the sources are the parent's, or the process ends
+    def _leave(self) -> None:
         self._pipe.abandon()
-        # A stream that is at its end may take a moment, which those that go on shall not wait for.
-        for source in sorted(self._sources, key=lambda source: pipe_of(source).ended):
-            source.close()
-
-    def shutdown(self, immediate: bool = False) -> None:  # noqa: ARG002 - it always is
-        """Close: `queue.Queue`'s name for it from Python 3.13 on."""
-        self.close()
-
-    def __iter__(self) -> Iterator[tuple[K, T]]:
-        """Take pairs until all sources have ended; leaving early closes them."""
-        pipe = self._pipe
-        try:
-            while True:
-                if not pipe.items:
-                    self._check_process()
-                try:
-                    pair = pipe.get()
-                except ChannelClosedError as error:
-                    if error is pipe.error:
-                        raise
-                    return
-                yield pair
-        finally:
-            self.close()
-
-    async def __aiter__(self) -> AsyncIterator[tuple[K, T]]:
-        """Take pairs without blocking the event loop; leaving early closes all sources."""
-        try:
-            async for pair in super().__aiter__():
-                yield pair
-        finally:
-            self.close()
-
-    def __enter__(self) -> MergedChannel[K, T]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_sources"):  # else __init__ did not get far
-            self.close()
+        close_all(self._sources)
 
 
 @overload
@@ -149,41 +89,32 @@ def merge(
     Raises:
         TypeError, ValueError: An argument is wrong; the text names it.
     """
-    if isinstance(streams, Channel) or not isinstance(streams, Iterable):
-        raise TypeError(f"streams: expected several channels, got {streams!r}")
-    sources = dict(streams.items() if isinstance(streams, Mapping) else enumerate(streams))
-    seen = set()
+    sources = by_key(streams)
     for key, source in sources.items():
         if not isinstance(source, Channel):
             raise TypeError(f"streams[{key!r}]: expected a Channel, got {source!r}")
-        if source in seen:
-            raise ValueError(f"streams[{key!r}]: this channel is there already")
-        seen.add(source)
+        check_process(source)
     return MergedChannel(sources, maxsize)
 
 
-class _Ends:
-    """Closes the merged pipe after the last source has ended, with the first error of any."""
-
-    def __init__(self, merged: Pipe[tuple[K, T]], sources: int) -> None:
-        self._merged = merged
-        self._left = [None] * sources  # taking one out is one step, whatever threads and intruders do
-        self._errors: list[BaseException] = []
-        if not sources:
-            merged.close()
-
-    def one(self, error: BaseException | None) -> None:
-        """Note that a source has ended."""
-        self._errors += [] if error is None else [error]
-        self._left.pop()
-        if not self._left:  # and so all their errors are here
-            self._merged.close(self._errors[0] if self._errors else None)
+def by_key(streams: Any) -> dict[Any, Any]:
+    """Return what was given, with the keys of a mapping or else the positions; no channel may be there twice."""
+    if isinstance(streams, Channel) or not isinstance(streams, Iterable):
+        raise TypeError(f"streams: expected several channels, got {streams!r}")
+    given = dict(streams.items() if isinstance(streams, Mapping) else enumerate(streams))
+    seen = set()
+    for key, stream in given.items():
+        if id(stream) in seen:
+            raise ValueError(f"streams[{key!r}]: this channel is there already")
+        if isinstance(stream, Channel):
+            seen.add(id(stream))
+    return given
 
 
 class _Feeder(Feeder, Generic[K, T]):
     """Moves the items of one source into the merged pipe; it lives as long as the source's pipe knows it."""
 
-    def __init__(self, key: K, source: Pipe[T], merged: Pipe[tuple[K, T]], ends: _Ends) -> None:
+    def __init__(self, key: K, source: Pipe[T], merged: Pipe[tuple[K, T]], ends: Ends) -> None:
         super().__init__()
         self._key = key
         self._source = source
@@ -202,10 +133,12 @@ class _Feeder(Feeder, Generic[K, T]):
         while not (self._over or self._waiting or self._merged.closed) and self._source.readable():
             pairs = [(self._key, item) for item in self._source.take(_BATCH)]
             if pairs:
-                with contextlib.suppress(ChannelClosedError):
+                try:  # noqa: SIM105 - three calls more, for each item of a slow stream
                     self._waiting = self._merged.offer(pairs, self.move)
+                except ChannelClosedError:
+                    pass
             elif self._source.over:
                 self._over = True
-                self._ends.one(self._source.error)
+                self._ends.leave(self._key, self._source.error)
         if self._over or self._merged.closed:
             self._forget()

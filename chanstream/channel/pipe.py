@@ -91,6 +91,9 @@ class Pipe(Generic[T]):
         pull: Waits for items in the thread of a taker that finds none, where the producer offers that: called with the
             time at which to give up (None for never), it returns when there may be some or that time has come. It
             returns False at once where the taker has to sleep until it is told.
+        join: Has the taker of another pipe, into which all is moved that comes into this one, read for this one too,
+            where the producer offers that: called with the other pipe, and with what the last such call for it
+            returned (None at first).
         readers: Who reads for the pipe at the moment, the first of them. Whoever takes himself out calls `read_on`.
         pulled: Whether a taker does so at the moment.
         getters: Who sleeps until there are items.
@@ -113,6 +116,7 @@ class Pipe(Generic[T]):
         self.error: BaseException | None = None
         self.unfinished = 0
         self.pull: Callable[[float | None], bool] | None = None
+        self.join: Callable[[Pipe[Any], Any], Any] | None = None
         self.readers: list[object] = []
         self.pulled = False
         self.reported = threading.Lock()
@@ -276,6 +280,10 @@ class Pipe(Generic[T]):
         if not self.items:
             self._wake(self.getters, 1)
 
+    def hand_on(self) -> None:
+        """Wake the next that sleeps: who was woken for an item was interrupted, and does not take it."""
+        self._wake(self.getters, 1)
+
     def readable(self) -> bool:
         """Return whether `get` would return or raise at once."""
         return bool(self.items) or self.closed
@@ -391,8 +399,8 @@ class Pipe(Generic[T]):
         self._refuse()
         self.error = None
         dropped: deque[T] = deque()
-        with contextlib.suppress(IndexError):
-            while True:
+        while self.items:
+            with contextlib.suppress(IndexError):  # a taker, who needs no lock, was faster
                 dropped.append(self._popleft())
         self._dropped += len(dropped)
         self.unfinished = max(0, self.unfinished - len(dropped))
@@ -490,8 +498,8 @@ class Pipe(Generic[T]):
                 return False
         waiter = threading.Lock()
         waiter.acquire()
-        waiting.append(waiter)
         try:
+            waiting.append(waiter)
             if not ready():
                 sleep_on(waiter, left)
         except BaseException:  # Ctrl-C: the news that may have come for this thread is for the next one

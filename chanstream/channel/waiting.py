@@ -57,3 +57,14 @@ def sleep_on(lock: Any, seconds: float) -> None:
     while not lock.acquire(True, min(LOOK_SECONDS, max(0.0, end - time.monotonic()))):
         if time.monotonic() >= end:
             return
+
+
+def seconds_to_wait(block: bool | float, timeout: float | None) -> float | None:
+    """Return the seconds to wait for queue.Queue's pair of arguments; None for as long as it takes."""
+    if timeout is None and not isinstance(block, bool):
+        timeout = block
+    elif not block:
+        return 0.0
+    if timeout is not None and timeout < 0:
+        raise ValueError("'timeout' must be a non-negative number")
+    return timeout

@@ -112,14 +112,17 @@ class Flow:
     def fail(self, error: ChanstreamError) -> None:
         """End the stream with ``error``, unless it has ended."""
         with self._lock:
+            if self._last is None:
+                # If the machine has ended, so has whoever fed it: by Ctrl-C, before the end was in the pipe.
+                self._machine.ended = False
             self._hand_over(self._machine.fail(error, time.monotonic()))
 
     def cancel(self, error: ChanstreamError) -> None:
         """End the stream with ``error`` now."""
-        self.over = True
         try:
             self.fail(error)
         finally:  # Ctrl-C may come, in an observer too
+            self.over = True  # not before: the thread that reads sees it, and closes the pipe
             self._pipe.close()
             self._line.cancel()
 
@@ -132,6 +135,9 @@ class Flow:
             self._line.close()
         finally:
             self.context.release()
+            # Another thread may have ended the machine, in the lock, and not have handed the end over yet.
+            with self._lock:
+                pass
             self._pipe.close()  # after the connection went back: the next request of the consumer finds it
         if self._last is not None:
             _log_end(self._last)

@@ -14,11 +14,11 @@ again whatever happens; so an interrupt (Ctrl-C, in the main thread) cannot lose
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
 from typing import Any, Protocol
 
 from ..channel import LOOK_SECONDS, Pipe, here
@@ -34,6 +34,11 @@ LEASE_SECONDS = 0.005
 read, and their latency is measured, this much later at worst."""
 
 _log = logging.getLogger("chanstream")
+
+SLICE = 64
+"""How many streams are read before their chunks are handed over: bounds what lies in between, 64 KiB each at most."""
+
+_LOST = "what was just being read is lost: its reader was interrupted"
 
 _POLLER = object()
 """The claim of the poller's own thread."""
@@ -58,12 +63,25 @@ class Poller(Protocol):
         """Forget a stream that is over."""
 
 
+class Group(Protocol):
+    """What a stream wants of others that it is together with; from any thread."""
+
+    watcher: Watcher[Any]
+
+    def take_in(self, stream: Polled) -> bool:
+        """Count a stream in; return whether that was possible."""
+
+    def leave(self, stream: Polled) -> None:
+        """Forget a stream that is over."""
+
+
 class Polled:
     """One stream in the poller's hands, or in those of a consumer that waits for it.
 
     Attributes:
         flow: What is done with its bytes.
         looked_after: Whether the poller is about to look at its lease.
+        watcher: What watches its socket; None before it is settled.
     """
 
     def __init__(self, flow: Flow, line: Line, pipe: Pipe[CompletionChunk], poller: Poller) -> None:
@@ -72,7 +90,8 @@ class Polled:
         self._line = line
         self._pipe = pipe
         self._poller = poller
-        self._watcher: Watcher[Polled | None] | None = None
+        self.watcher: Watcher[Any] | None = None
+        self._group: Group | None = None
         self._descriptor = line.fileno()
         self._watched = 0
         self._leased = False
@@ -97,13 +116,13 @@ class Polled:
             self.end()
         return self._over
 
-    def settle(self, watcher: Watcher[Polled | None]) -> None:
+    def settle(self, watcher: Watcher[Any]) -> None:
         """Have all other turns in the poller, of which this is the watcher, and in consumers."""
-        self._watcher = watcher
+        self.watcher = watcher
         if watcher.from_any_thread:
             if not self._poller.has_many:
                 self._pipe.pull = self.pull
-            self._have_turn()
+            self.have_turn()
         else:
             self._poller.call(self)
 
@@ -156,6 +175,8 @@ class Polled:
         self._leased = False
         if self._over:
             return
+        if self._group is not None and self.watcher is not self._group.watcher:
+            self._move(self._group.watcher)
         if not is_over:
             try:
                 self._watch(0 if self._paused else WRITE if self._line.wants_write else READ)
@@ -166,35 +187,62 @@ class Polled:
             self._poller.remove(self)
             self.end()
 
+    def _move(self, watcher: Watcher[Any]) -> None:
+        """Have another one watch the socket."""
+        assert self.watcher is not None
+        self.watcher.forget(self._descriptor)
+        self.watcher, self._watched = watcher, 0
+
     def _watch(self, events: int) -> None:
         if events != self._watched:
-            assert self._watcher is not None
+            assert self.watcher is not None
             self._watched = events  # first: the poller's next turn may come at once
-            self._watcher.watch(self._descriptor, self, events)
+            self.watcher.watch(self._descriptor, self, events)
 
     def fail(self, error: Exception) -> None:
         """End the stream with what went wrong in it: a fault in one stream ends that stream alone."""
         self._broken = True
-        if isinstance(error, BodyError):
-            error = StreamInterruptedError(f"the connection was lost in the middle of the answer: {error}")
-        elif not isinstance(error, ChanstreamError):
-            _log.error("a stream failed in the poller", exc_info=error)
-            error = StreamError(f"chanstream failed: {error!r}")
-        with logged():
-            self.flow.fail(error)
+        with _logged:
+            self.flow.fail(told(error))
 
     def end(self) -> None:
         """Free everything, in nobody's hands any more."""
         self._over = True
-        with logged():
-            if self._watcher is not None:
-                self._watcher.forget(self._descriptor)
-        with logged():
-            if self._body.done and not self._body.spoilt:
-                self._line.give_back()
-        with logged():
-            self.flow.end()
-        self.flow.on_room = self._pipe.pull = None  # circles: only the garbage collector would free what hangs on them
+        is_forgotten = False
+        try:
+            with _logged:
+                if self.watcher is not None:
+                    self.watcher.forget(self._descriptor)
+            is_forgotten = True
+            with _logged:
+                if self._body.done and not self._body.spoilt:
+                    self._line.give_back()
+            with _logged:
+                self.flow.end()
+            # Circles: only the garbage collector would free what hangs on them.
+            self.flow.on_room = self._pipe.pull = self._pipe.join = None
+        finally:  # Ctrl-C: who watches must not see a socket for ever that nobody reads
+            if self.watcher is not None and not is_forgotten:
+                self.watcher.forget(self._descriptor)
+            if self._group is not None:
+                self._group.leave(self)
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether it is in a group."""
+        return self._group is not None
+
+    def join(self, group: Group) -> bool:
+        """Have the socket watched with those of a group; return whether that takes it."""
+        self._group = group  # first: whoever ends it sees this, or it is seen here that it has ended
+        if not group.take_in(self):
+            self._group = None
+            return False
+        if self._over:
+            group.leave(self)
+        else:
+            self._poller.call(self)  # the next turn is the first that it has there
+        return True
 
     # -- whose turn it is ---------------------------------------------------------------------------------------------
 
@@ -211,7 +259,7 @@ class Polled:
         self._claims.remove(claim)
         self._go_on()
 
-    def _have_turn(self, is_over: bool = False) -> None:
+    def have_turn(self, is_over: bool = False) -> None:
         """Have the last part of a turn, in neither the poller's nor a consumer's name; not if somebody has one."""
         claim = object()
         if self.claim(claim):
@@ -239,7 +287,7 @@ class Polled:
 
     def orphan(self, error: ChanstreamError) -> None:
         """End the stream because the poller, whose thread this is, has failed."""
-        with logged():
+        with _logged:
             self.flow.cancel(error)
         if self.claim():  # perhaps once more, after the turn that failed; a consumer that is at it frees all itself
             self.end()
@@ -247,7 +295,7 @@ class Polled:
     def give_up(self, error: ChanstreamError) -> None:
         """End the stream because it could not be started."""
         self.flow.cancel(error)
-        self._have_turn(is_over=True)
+        self.have_turn(is_over=True)
 
     # -- a consumer's turns -------------------------------------------------------------------------------------------
 
@@ -298,8 +346,19 @@ class Polled:
     def _break_off(self) -> None:
         """End the stream if bytes were read whose chunks may not have come into the pipe; else it can go on."""
         if self._at_work:
-            self.flow.cancel(StreamInterruptedError("what was just being read is lost: its reader was interrupted"))
+            self.flow.cancel(StreamInterruptedError(_LOST))
         self.rest(is_over=self._at_work)
+
+    def break_off(self, claim: object) -> None:
+        """End the stream if this claim's turn was interrupted: bytes that it read may be lost."""
+        if claim not in self._claims:
+            return
+        try:
+            if self._claims[0] is claim:
+                self.flow.cancel(StreamInterruptedError(_LOST))
+                self.rest(is_over=True)
+        finally:
+            self.unclaim(claim)
 
     def _pass_on(self) -> None:
         """See to it that others go on with the stream, or end it if it was cancelled meanwhile."""
@@ -307,7 +366,7 @@ class Polled:
         if self._has_more or self._paused or self._pipe.getters:
             self._go_on()
         if self.flow.over:  # and nobody else may have noticed: nobody watches the socket, or the poller is gone
-            self._have_turn(is_over=True)
+            self.have_turn(is_over=True)
         if self._leased and not self.looked_after:
             self._poller.look_after(self)
 
@@ -335,10 +394,59 @@ class Polled:
                 return True
 
 
-@contextlib.contextmanager
-def logged() -> Iterator[None]:
-    """Log what goes wrong in the block: nothing that ends one stream may keep others from their turn."""
-    try:
-        yield
-    except Exception:  # noqa: BLE001 - whatever it is
-        _log.exception("a stream could not be ended in order")
+def have_turns(streams: Sequence[Polled], news: Callable[[], list[Polled]], claim: object = _POLLER) -> None:
+    """Have a turn of each: bytes first, chunks then.
+
+    So what came for many streams at once wakes their consumers at once too, and not in between the reads.
+
+    Args:
+        streams: Those that have news; not more than `SLICE`.
+        news: Returns others that have some. They have turns too, as long as there come more: the bytes of a burst
+            come one after the other.
+        claim: Whose turns they are.
+    """
+    batch = _read(streams, claim)
+    while 0 < len(batch) < SLICE:
+        fresh = _read([stream for stream in news() if stream not in batch][: SLICE - len(batch)], claim)
+        if not fresh:
+            break
+        batch.update(fresh)
+    for stream in batch:
+        stream.rest(stream.deliver())
+        stream.unclaim(claim)
+
+
+def _read(streams: Iterable[Polled], claim: object) -> dict[Polled, None]:
+    """Read those that nobody else is at, and return them."""
+    batch = {stream: None for stream in streams if stream.claim(claim)}
+    for stream in batch:
+        stream.read()
+    return batch
+
+
+def told(error: Exception) -> ChanstreamError:
+    """Return what a consumer is told of what went wrong in reading."""
+    if isinstance(error, BodyError):
+        return StreamInterruptedError(f"the connection was lost in the middle of the answer: {error}")
+    if isinstance(error, ChanstreamError):
+        return error
+    _log.error("a stream failed while it was read", exc_info=error)
+    return StreamError(f"chanstream failed: {error!r}")
+
+
+class _Logged:
+    """Logs what goes wrong in its block: nothing that ends one stream may keep others from their turn."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, Exception):
+            _log.error("a stream could not be ended in order", exc_info=error)
+            return True
+        return False
+
+
+_logged = _Logged()  # has no state, so that one does

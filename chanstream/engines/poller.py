@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from functools import partial
 
 from ..channel import Pipe, hand_over
 from ..errors import StreamError
@@ -32,15 +32,13 @@ from ..transport.session import Answer, Call
 from ..transport.takeover import take_over
 from ..wire.machine import StreamMachine
 from . import threaded
-from .polled import LEASE_SECONDS, Polled
+from .gathering import Group, gather
+from .polled import LEASE_SECONDS, SLICE, Polled, have_turns
 from .watched import flow_of
 from .watching import READ, Watcher, new_watcher
 
 _LINGER = 0.02
 """Seconds for which the thread waits for a next stream: streams in a row share a thread."""
-
-_SLICE = 64
-"""How many streams are read before their chunks are handed over: bounds what lies in between, 64 KiB each at most."""
 
 _FEW = 8
 """With fewer streams none is leased: to have each watched again costs less than to wake up now and then for that."""
@@ -59,6 +57,7 @@ def start(call: Call, answer: Answer, machine: StreamMachine, pipe: Pipe[Complet
         threaded.start(call, answer, machine, pipe)
         return
     stream = Polled(flow_of(call, answer, line, machine, pipe), line, pipe, _the_poller)
+    pipe.join = partial(gather, stream)
     try:
         # Bytes that were read ahead with the head are seen by no selector; and a short answer is all there already.
         if not stream.begin():
@@ -83,7 +82,7 @@ class _Poller:
         self._thread: threading.Thread | None = None
         self._waker: socket.socket  # a byte sent here wakes the thread, which receives it there
         self._woken: socket.socket
-        self._watcher: Watcher[Polled | None]
+        self._watcher: Watcher[Polled | Group | None]
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -179,13 +178,11 @@ class _Poller:
                     return False
         # A call and a socket's news may be for one stream.
         streams = list(dict.fromkeys([*called, *news]))
-        while len(streams) > _SLICE:
-            batch, streams = self._read(streams[:_SLICE]), streams[_SLICE:]
-            self._deliver(batch)
+        while len(streams) > SLICE:
+            have_turns(streams[:SLICE], _no_more)
+            streams = streams[SLICE:]
             hand_over.let_go()  # and hold no more back: those that follow come while consumers are at work anyway
-        batch = self._read(streams)
-        self._read_on(batch)
-        self._deliver(batch)
+        have_turns(streams, self._more)
         return True
 
     def _tend(self) -> float | None:
@@ -205,21 +202,6 @@ class _Poller:
         self._tends_at = now + LEASE_SECONDS
         return LEASE_SECONDS if self._tending else None
 
-    def _read(self, streams: Iterable[Polled]) -> dict[Polled, None]:
-        """Read those that no consumer is at, and return them."""
-        batch = {stream: None for stream in streams if stream.claim()}
-        for stream in batch:
-            stream.read()
-        return batch
-
-    def _read_on(self, batch: dict[Polled, None]) -> None:
-        """Read others too, as long as news of others keeps coming: the bytes of a burst come one after the other."""
-        while len(batch) < _SLICE:
-            fresh = self._read([stream for stream in self._news(0) if stream not in batch][: _SLICE - len(batch)])
-            if not fresh:
-                return
-            batch.update(fresh)
-
     def _news(self, wait: float | None) -> list[Polled]:
         """Return the streams whose sockets have news, waiting for the first."""
         hand_over.let_go()
@@ -227,12 +209,18 @@ class _Poller:
         hand_over.hold()
         if None in news:
             self._woken.recv(4096)
-        return [stream for stream in news if stream is not None]
+        streams = [stream for stream in news if isinstance(stream, Polled)]
+        for group in news:
+            if isinstance(group, Group):
+                streams += group.news_for_poller()
+        return streams
 
-    def _deliver(self, batch: Iterable[Polled]) -> None:
-        for stream in batch:
-            stream.rest(stream.deliver())
-            stream.unclaim()
+    def _more(self) -> list[Polled]:
+        return self._news(0)
+
+
+def _no_more() -> list[Polled]:
+    return []
 
 
 _the_poller = _Poller()

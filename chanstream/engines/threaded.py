@@ -30,7 +30,7 @@ def start(call: Call, answer: Answer, machine: StreamMachine, pipe: Pipe[Complet
         pipe: Where the chunks go; it is closed after the chunk that ends the stream.
     """
     flow = flow_of(call, answer, answer.source, machine, pipe)
-    thread = threading.Thread(target=_run, args=(flow, answer.source, pipe), name="chanstream-producer", daemon=True)
+    thread = threading.Thread(target=run, args=(flow, answer.source, pipe), name="chanstream-producer", daemon=True)
     try:
         thread.start()
     except BaseException as error:  # no more threads, or Ctrl-C
@@ -40,8 +40,8 @@ def start(call: Call, answer: Answer, machine: StreamMachine, pipe: Pipe[Complet
         raise
 
 
-def _run(flow: Flow, source: Source, pipe: Pipe[CompletionChunk]) -> None:
-    """Read to the end; the body of the thread."""
+def run(flow: Flow, source: Source, pipe: Pipe[CompletionChunk]) -> None:
+    """Read an answer to its end in the caller's thread."""
     try:
         flow.begin()
         _pump(flow, source, pipe)
@@ -61,7 +61,8 @@ def _pump(flow: Flow, source: Source, pipe: Pipe[CompletionChunk]) -> None:
             flow.fail(error)
             return
         # A cut connection still gives what the kernel holds, as much as a flooding server likes: look first.
-        if flow.context.done():
+        if flow.context.error is not None:
+            flow.fail(flow.context.error)  # whose cancel it is may not have come so far
             return
         waiting = flow.feed(data, time.monotonic())
         if not data:

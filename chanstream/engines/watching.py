@@ -53,6 +53,12 @@ class Selected(Generic[T]):
         """Return the owners of the sockets that have news, waiting for the first at most so long."""
         return [key.data for key, _ in self._selector.select(seconds)]
 
+    closed = False  # as far as anybody asks
+
+    def fileno(self) -> int:
+        """Not for this kind."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """Free what the system gave for it."""
         self._selector.close()
@@ -84,14 +90,24 @@ class Epoll(Generic[T]):
 
     def forget(self, descriptor: int) -> None:
         """Report nothing of a socket any more; to be called before it is closed or goes to somebody else."""
-        if self._owners.pop(descriptor, None) is not None:
+        if descriptor in self._owners:
             with contextlib.suppress(OSError, ValueError):  # who closed it has not asked
                 self._epoll.unregister(descriptor)
+            self._owners.pop(descriptor, None)  # last: where Ctrl-C comes before, all of it can be had again
 
     def wait(self, seconds: float | None) -> list[T]:
         """Return the owners of the sockets that have news, waiting for the first at most so long."""
         news = [self._owners.get(descriptor, _FORGOTTEN) for descriptor, _ in self._epoll.poll(seconds)]
         return [owner for owner in news if owner is not _FORGOTTEN]
+
+    @property
+    def closed(self) -> bool:
+        """Whether it watches no more."""
+        return bool(self._epoll.closed)
+
+    def fileno(self) -> int:
+        """Return what says, watched by another one, that there are news."""
+        return int(self._epoll.fileno())
 
     def close(self) -> None:
         """Free what the system gave for it."""

@@ -207,8 +207,8 @@ class CompletionChunk:
             "model": self.model,
             "choices": [choice.to_dict() for choice in self.choices],
         }
-        if self.usage is not None and not data.get("usage"):
-            data["usage"] = self.usage.to_dict()
+        if self.usage is not None and (self.is_last_chunk or not data.get("usage")):
+            data["usage"] = self.usage.to_dict()  # a last one has the final counts, not those of its event
         return data
 
 

@@ -215,9 +215,12 @@ def dumps(data: Any) -> bytes:
         ValueError: A number is not finite.
     """
     try:
-        return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        return _compact(data).encode()
     except UnicodeEncodeError:  # half a surrogate pair: as an escape it is valid JSON
         return json.dumps(data, allow_nan=False, separators=(",", ":")).encode()
+
+
+_compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 @cache

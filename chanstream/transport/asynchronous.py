@@ -71,18 +71,24 @@ async def _attempt(transport: Transport, call: Call) -> Answer:
             answer.source.close()
         exchange.abandon()
 
-    with cuttable(call.context, call.timeout.first_chunk) as exchange:
-        exchange.parks = True
-        try:
-            answer = await _in_a_thread(step, let_go, alone=not transport.parks())
-            if answer is None:
-                waited = await _head(exchange)
-                answer = await _in_a_thread(step, let_go, alone=not waited)
-        except asyncio.CancelledError:
-            exchange.cut()
-            raise
-        assert answer is not None  # parked once, it is not parked again
-        return answer
+    answer: Answer | None = None
+    try:
+        with cuttable(call.context, call.timeout.first_chunk) as exchange:
+            exchange.parks = True
+            try:
+                answer = await _in_a_thread(step, let_go, alone=not transport.parks())
+                if answer is None:
+                    waited = await _head(exchange)
+                    answer = await _in_a_thread(step, let_go, alone=not waited)
+            except asyncio.CancelledError:
+                exchange.cut()
+                raise
+    except BaseException:
+        if answer is not None:  # a clock ran out as the head came in
+            answer.source.close()
+        raise
+    assert answer is not None  # parked once, it is not parked again
+    return answer
 
 
 async def _in_a_thread(job: Callable[[], R], late: Callable[[R | None], object], *, alone: bool = False) -> R:

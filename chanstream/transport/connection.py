@@ -42,6 +42,13 @@ from urllib3.util.connection import allowed_gai_family
 POOL_SIZE = 1024
 """Connections kept per host: above it each stream pays a new handshake. requests keeps 10."""
 
+_TOGETHER = 64 * 1024
+"""Bytes of a request that are sent at once; to join more of them costs more than it saves."""
+
+
+_KNOWN = 64
+"""URLs whose pool is known without a search: a client has a handful."""
+
 
 class _Current(threading.local):
     exchange: Exchange | None = None
@@ -134,6 +141,7 @@ class Cuttable:
         self._sock: Any = None
         self._last: Any = None
         self._line: socket.socket | None = None
+        self._held: list[Any] | None = None
         super().__init__(*args, **kwargs)
 
     @property
@@ -212,12 +220,33 @@ class Cuttable:
         self._serve()
         if self._sock is not None:
             self.timeout = None  # as above, where the connection is used again
+        self._held = []
         try:
             super().request(*args, **kwargs)  # type: ignore[misc]  # as above
+            self._send_held()
         except ssl.SSLEOFError as error:
             # TLS's name for a broken pipe. By that one urllib3 knows to read what the server said before it left, such
             # as that it wants a certificate.
             raise BrokenPipeError(errno.EPIPE, str(error)) from error
+        finally:
+            self._held = None
+
+    def send(self, data: Any) -> None:
+        """Send, or hold what is a part of a request until all of it is there.
+
+        http.client sends the head and the body one by one: two packets, and two turns of the server.
+        """
+        if self._held is None:
+            super().send(data)  # type: ignore[misc]  # as above
+        else:
+            self._held.append(data)
+
+    def _send_held(self) -> None:
+        parts, self._held = self._held or [], None
+        if sum(map(len, parts)) <= _TOGETHER:
+            parts = [b"".join(parts)]
+        for part in parts:
+            self.send(part)
 
     def getresponse(self) -> Any:
         """Return the answer once its head is in, or park the exchange."""
@@ -336,8 +365,28 @@ class _HTTPSConnection(Cuttable, HTTPSConnection):
     _is_tls = True
 
 
-class _Parking:
-    """What both kinds of pools have in addition: a parked connection is not among those that others may use."""
+class _Idle(queue.LifoQueue[Any]):
+    """The idle connections of a pool, and these alone.
+
+    urllib3 fills the queue with a None for each that may come, for pools that block: 1024 of them take a millisecond.
+    """
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Take a connection in."""
+        if item is not None:
+            super().put(item, block, timeout)
+
+
+class _Pool:
+    """What both kinds of pools have in addition.
+
+    A parked connection is not among those that others may use. And a pool can be *retired*: not ``close()``, which
+    fails requests that hold the pool.
+    """
+
+    QueueCls = _Idle
+    pool: Any
+    _retired = False
 
     def _get_conn(self, timeout: float | None = None) -> Any:
         exchange = _current.exchange
@@ -349,13 +398,28 @@ class _Parking:
         exchange = _current.exchange
         if exchange is None or exchange.parked is None:  # else its place is kept for it
             super()._put_conn(connection)  # type: ignore[misc]  # as above
+            if self._retired:  # the look comes after the put, and in `retire` the other way round
+                self.retire()
+
+    def retire(self) -> None:
+        """Close the connections that no request uses, and from now on each that is given back.
+
+        urllib3 closes those of a pool when the pool is collected, and an error's traceback can keep it for long.
+        """
+        self._retired = True
+        idle = self.pool
+        if idle is None:  # urllib3's close() was faster
+            return
+        with contextlib.suppress(queue.Empty):
+            while True:
+                idle.get(block=False).close()
 
 
-class _HTTPPool(_Parking, HTTPConnectionPool):
+class _HTTPPool(_Pool, HTTPConnectionPool):
     ConnectionCls = _HTTPConnection
 
 
-class _HTTPSPool(_Parking, HTTPSConnectionPool):
+class _HTTPSPool(_Pool, HTTPSConnectionPool):
     ConnectionCls = _HTTPSConnection
 
 
@@ -370,7 +434,7 @@ def _socks_pools() -> dict[str, Any]:
     def kinds(connection: Any, pool: Any, is_tls: bool) -> Any:
         members = {"_new_conn": connection._new_conn, "_is_tls": is_tls}  # noqa: SLF001 - see above
         ours = type("_SOCKSConnection", (Cuttable, connection), members)
-        return type("_SOCKSPool", (_Parking, pool), {"ConnectionCls": ours})
+        return type("_SOCKSPool", (_Pool, pool), {"ConnectionCls": ours})
 
     return {
         "http": kinds(socks.SOCKSConnection, socks.SOCKSHTTPConnectionPool, False),
@@ -382,12 +446,24 @@ class CuttableAdapter(HTTPAdapter):
     """requests' adapter with connections that can be cut, through proxies too, and a pool sized for fan-out."""
 
     def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], Any] = {}
         super().__init__(pool_connections=16, pool_maxsize=POOL_SIZE)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Make the pools of direct connections."""
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
+        """Return the pool for a request; the same for all of a client, so it is looked up once."""
+        key = (request.url, verify, cert, *(proxies or {}).items())
+        pool = self._known.get(key)
+        if pool is None or pool.pool is None:  # the latter: it was closed
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            pool = super().get_connection_with_tls_context(request, verify, proxies, cert)
+            self._known[key] = pool
+        return pool
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         """Return the pools of connections through a proxy."""
@@ -396,21 +472,11 @@ class CuttableAdapter(HTTPAdapter):
         return manager
 
     def close(self) -> None:
-        """Close the connections that no request uses.
-
-        urllib3 closes those of a pool when the pool is collected, and an error's traceback can keep it for long.
-        """
+        """Close the connections that no request uses, and the others when their requests have ended."""
+        self._known.clear()
         for manager in (self.poolmanager, *self.proxy_manager.values()):
             for key in list(manager.pools.keys()):
-                _close_idle(manager.pools.get(key))
+                pool = manager.pools.get(key)
+                if pool is not None:
+                    pool.retire()
         super().close()
-
-
-def _close_idle(pool: HTTPConnectionPool | None) -> None:
-    """Take the idle connections out and close them; not ``pool.close()``, which fails requests that hold the pool."""
-    idle = getattr(pool, "pool", None)
-    with contextlib.suppress(queue.Empty):
-        while idle is not None:
-            connection = idle.get(block=False)
-            if connection is not None:
-                connection.close()

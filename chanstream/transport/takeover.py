@@ -31,7 +31,11 @@ _BLOCK = 64 * 1024
 
 
 class Line:
-    """A connection that was taken over, non-blocking.
+    """A connection that was taken over.
+
+    Args:
+        source: The answer's. raw, sock: urllib3's response, and its socket.
+        blocks: Whether it is read by waiting for it alone, and so can be left as it is: blocking.
 
     Attributes:
         framing: How the body on it is framed.
@@ -41,7 +45,7 @@ class Line:
     Thread safety: one thread reads, gives back and closes; `cancel` may be called from any thread.
     """
 
-    def __init__(self, source: Source, raw: Any, sock: Any) -> None:
+    def __init__(self, source: Source, raw: Any, sock: Any, *, blocks: bool = False) -> None:
         self._source = source
         self._raw = raw
         self._sock = sock
@@ -49,9 +53,10 @@ class Line:
         self.framing = _framing(raw._fp)
         self.wants_write = False
         self.is_tls = isinstance(sock, ssl.SSLSocket)
-        self._wait: float | None = 0.0
+        self._wait: float | None = None
         self._is_back = False
-        sock.setblocking(False)
+        if not blocks:
+            self._wait_at_most(0.0)
 
     def fileno(self) -> int:
         """Return the descriptor to watch."""
@@ -67,8 +72,7 @@ class Line:
             StreamInterruptedError: The connection was lost.
         """
         if wait != self._wait:
-            self._sock.settimeout(wait)
-            self._wait = wait
+            self._wait_at_most(wait)
         self.wants_write = False
         try:
             return (self._ahead is not None and self._read_ahead()) or self._sock.recv(_BLOCK)
@@ -81,6 +85,10 @@ class Line:
             if isinstance(error, TimeoutError) and error.errno is None:  # that of the wait; the network's has a number
                 return None
             raise StreamInterruptedError(f"the connection was lost in the middle of the answer: {error}") from error
+
+    def _wait_at_most(self, wait: float | None) -> None:
+        self._sock.settimeout(wait)
+        self._wait = wait
 
     def _read_ahead(self) -> bytes:
         """Return what http.client read beyond the head; b"" if that was nothing, and from then on."""
@@ -97,7 +105,8 @@ class Line:
         """Return the connection to its pool, once: the body was read to its end."""
         if not self._is_back:
             self._is_back = True
-            self._sock.setblocking(True)
+            if self._wait is not None:
+                self._wait_at_most(None)
             self._raw._fp.close()
             self._raw.release_conn()
 
@@ -110,8 +119,13 @@ class Line:
         self._source.close()
 
 
-def take_over(source: Source) -> Line | None:
-    """Return the connection of an answer whose head is in; None if it has to be read in the ordinary way."""
+def take_over(source: Source, *, blocks: bool = False) -> Line | None:
+    """Return the connection of an answer whose head is in; None if it has to be read in the ordinary way.
+
+    Args:
+        source: The answer's.
+        blocks: See `Line`.
+    """
     raw: Any = source.response.raw
     connection: Any = getattr(raw, "_connection", None)
     if not isinstance(raw, HTTPResponse) or not isinstance(connection, Cuttable):
@@ -124,7 +138,7 @@ def take_over(source: Source) -> Line | None:
     sock = head.fp.raw._sock  # type: ignore[attr-defined]  # a buffer over a SocketIO
     if type(sock).__module__ not in ("socket", "ssl"):
         return None
-    return Line(source, raw, sock)
+    return Line(source, raw, sock, blocks=blocks)
 
 
 def _framing(head: http.client.HTTPResponse) -> Framing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..models.chat import ChatCompletionResponse, Choice, UsageInfo
@@ -34,15 +34,32 @@ class Assembler:
         """
         self._latency += chunk.chunk_latency
         if chunk.piece is not None and self._like.id:  # nothing but its text and thoughts counts
-            self._choices.setdefault(0, _ChoiceParts()).add_piece(chunk.piece, chunk.raw["choices"][0]["delta"])
+            self._parts(0).add_piece(chunk.piece, chunk.raw["choices"][0]["delta"])
             return []
         if not self._like.id and chunk.id:
             self._like = chunk
         self._usage = chunk.usage or self._usage
         added: list[ToolCallDelta] = []
         for choice in chunk.choices:
-            added += self._choices.setdefault(choice.index, _ChoiceParts()).add(choice)
+            added += self._parts(choice.index).add(choice)
         return added
+
+    def add_all(self, chunks: Iterable[CompletionChunk]) -> None:
+        """Take in chunks, many at a time; as `add` otherwise."""
+        first = self._choices.get(0)
+        for chunk in chunks:
+            if first is not None and chunk.piece is not None and self._like.id:
+                self._latency += chunk.chunk_latency
+                first.add_piece(chunk.piece, chunk.raw["choices"][0]["delta"])
+            else:
+                self.add(chunk)
+                first = self._choices.get(0)
+
+    def _parts(self, index: int) -> _ChoiceParts:
+        parts = self._choices.get(index)
+        if parts is None:
+            parts = self._choices[index] = _ChoiceParts()
+        return parts
 
     def tool_call(self, choice: int, index: int) -> ToolCall:
         """Return a tool call of a choice, by its place, as far as it has come."""
@@ -85,7 +102,8 @@ class _ChoiceParts:
 
     def add_piece(self, text: str, delta: Mapping[str, Any]) -> None:
         self._content.append(text)
-        self._think(delta)
+        if "reasoning" in delta or "reasoning_content" in delta:  # as most never have
+            self._think(delta)
 
     def _think(self, delta: Mapping[str, Any]) -> None:
         """Keep the thoughts in a delta's own field for them, under the first name that the server gave that field.
@@ -107,8 +125,10 @@ class _ChoiceParts:
 
 def _joined(parts: list[ContentChunk | str]) -> str | list[ContentChunk] | None:
     """Return the content: one text, or chunks with neighbours of the same kind joined; None where nothing came."""
-    if all(isinstance(part, str) for part in parts):
-        return "".join(parts) if any(parts) else None  # type: ignore[arg-type]  # all are str
+    try:
+        return "".join(parts) or None  # type: ignore[arg-type]  # as nearly always all are str
+    except TypeError:
+        pass
     return _runs_merged([TextChunk(part) if isinstance(part, str) else part for part in parts])
 
 

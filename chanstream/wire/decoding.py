@@ -80,13 +80,13 @@ class Decoder:
         return chunks, blocks_of(events)[len(chunks) :]
 
     def _decode_data(self, data: bytes, kind: str, block: bytes) -> CompletionChunk | Literal[Signal.DONE] | None:
+        if data == b"[DONE]":
+            return Signal.DONE
+        if not data:
+            return None
         try:
             value = self._loads(data)
-        except ValueError:  # neither of the two is JSON
-            if data == b"[DONE]":
-                return Signal.DONE
-            if not data:
-                return None
+        except ValueError:
             value = self._salvaged(block)
         if isinstance(value, dict):
             return chunk_of(value, kind)

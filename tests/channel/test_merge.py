@@ -7,7 +7,6 @@ import contextlib
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 import weakref
@@ -32,10 +31,10 @@ from chanstream import (
     merge,
     select,
 )
+from chanstream.calls import Engine
 from chanstream.channel import Pipe
-from chanstream.client import Engine
 from chanstream.testing import Reply
-from tests.concurrency import intrusions, spawn
+from tests.concurrency import intrusions, press_ctrl_c, spawn
 from tests.conftest import PROMPT, REQUEST, SCALE, Link, within
 
 TEXT = "one two three four"
@@ -584,12 +583,6 @@ def test_news_amid_the_beginning() -> None:
     assert waiters(channel, other) == 0
 
 
-def press_ctrl_c() -> None:
-    """Raise what Ctrl-C raises, but where a function in C ends: CPython 3.11 does not bear it from a profiler there."""
-    if sys._getframe(1).f_locals.get("event") != "c_return":
-        raise KeyboardInterrupt
-
-
 @pytest.mark.usefixtures("no_collector")
 def test_ctrl_c_in_a_move() -> None:
     """Ctrl-C in the middle of a move never loses items in silence: all of them come, or an error that tells of it."""
@@ -801,6 +794,7 @@ class TestStreams:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert Counter(key for key, evt in merged if evt.is_last_chunk) == {0: 1, 1: 1}
 
+    @pytest.mark.slow
     def test_500_live_streams(self, plain: Link, engine: Engine) -> None:
         """Merging 500 live streams starts no thread; with the poller there are 3 threads more at most, all in all."""
         server = plain.serve(reply_with=lambda _: Reply(TEXT, stall_after=2))

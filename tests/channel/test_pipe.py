@@ -382,6 +382,7 @@ def test_an_intruder(make: Callable[[], Pipe[int]], step: str, intruder: str) ->
             pipe.put_many([1], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", [Pipe.abandon, Pipe.close])
 def test_a_finalizer_that_the_collector_runs(act: Callable[[Pipe[int]], None]) -> None:
     """A finalizer that closes the pipe, run by the garbage collector in the middle of a put or get, breaks nothing."""

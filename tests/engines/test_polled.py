@@ -30,20 +30,19 @@ from chanstream import (
     StreamInterruptedError,
     Timeout,
     merge,
-    timers,
 )
 from chanstream import select as select_first
-from chanstream.channel import hand_over
-from chanstream.client import Engine
+from chanstream.calls import Engine
 from chanstream.engines import poller
-from chanstream.engines.polled import LEASE_SECONDS, Polled
+from chanstream.engines.polled import LEASE_SECONDS
 from chanstream.engines.poller import _Poller
 from chanstream.engines.watching import Epoll
 from chanstream.testing import Reply
 from tests.channel.test_merge import press_ctrl_c
 from tests.concurrency import Intrusion, intrusions, spawn
-from tests.conftest import PROMPT, REQUEST, SCALE, Link, within
+from tests.conftest import PROMPT, REQUEST, SCALE, USUALLY, Link, within
 from tests.contract.test_13_threads import asking
+from tests.engines.conftest import Still
 from tests.engines.test_poller import SILENT, Wire, break_step, called, event, texts, wired
 
 T = TypeVar("T")
@@ -72,28 +71,6 @@ def company(request: pytest.FixtureRequest, plain: Link) -> Iterator[int]:
     for other in others:
         assert [other.get(timeout=5).text for _ in range(2)] == ["one", " two"]
         other.close()
-
-
-@pytest.fixture(params=["main thread", "another"])
-def call(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """A function that calls another: in the main thread, where signals come, or not."""
-    if request.param == "main thread":
-        return lambda function, *args: function(*args)
-    return lambda function, *args: spawn(function, *args).result(20)
-
-
-@pytest.fixture
-def read_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the threads that read from now on, one for each read."""
-    names: list[str] = []
-    read = Polled.read
-
-    def note(stream: Polled, *args: Any) -> None:
-        names.append(threading.current_thread().name)
-        read(stream, *args)
-
-    monkeypatch.setattr(Polled, "read", note)
-    return names
 
 
 def named(name: str, function: Callable[..., T], *args: Any) -> T:
@@ -166,7 +143,7 @@ class TestWhoReads:
                 assert [chunk.text for chunk in chunks] == ["0", "1", "2"]
                 for number in (1, 2):
                     late = chunks[number].chunk_latency - (sent[number] - sent[number - 1])
-                    assert abs(late) < 8 * LEASE_SECONDS * SCALE
+                    assert abs(late) < 0.8 * PROMPT
         assert set(read_by) == {"chanstream-poller"}
 
     def test_beyond_so_many(self, link: Link, read_by: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +169,7 @@ class TestWhoReads:
                 assert within(PROMPT, lambda s=stream: s.qsize() == 1)
             threading.Event().wait(0.2)
             for stream, _ in pairs:
-                assert stream.get().chunk_latency < 0.1
+                assert stream.get().chunk_latency < 2 * PROMPT
 
     def test_clocks_after_a_pause(self, link: Link, company: int, call: Callable[..., Any]) -> None:
         """The idle clock, which stands while the channel is full, runs again for a consumer that waits itself."""
@@ -312,10 +289,13 @@ ENDS: dict[str, tuple[Callable[[CompletionStream, socket.socket, Context], objec
     "reset": (lambda stream, peer, context: reset(peer), StreamError, "failed"),
     "end": (lambda stream, peer, context: finish(peer), None, "complete"),
 }
+CLOCK = 0.2 * SCALE
+"""Seconds; the total has to be enough for TLS to shake hands, on a busy machine too."""
+
 CLOCKS: dict[str, dict[str, Any]] = {
     "deadline": {},
-    "idle": {"timeout": Timeout(idle=0.2)},
-    "total": {"timeout": Timeout(total=0.2)},
+    "idle": {"timeout": Timeout(idle=CLOCK)},
+    "total": {"timeout": Timeout(total=CLOCK)},
 }
 
 
@@ -353,11 +333,11 @@ class TestEnds:
             return list(stream), time.monotonic()
 
         begun = time.monotonic()
-        context = Context(timeout=0.2) if clock == "deadline" else Context()
+        context = Context(timeout=CLOCK) if clock == "deadline" else Context()
         with wired(link, event("one"), context=context, **CLOCKS[clock]) as (stream, _):
             opened = time.monotonic()
             chunks, ended = call(consume)
-            assert begun + 0.2 <= ended + 0.001 < opened + 0.2 + 4 * PROMPT
+            assert begun + CLOCK <= ended + 0.001 < opened + CLOCK + 4 * PROMPT
             assert [chunk.text for chunk in chunks] == ["one", ""]
             assert isinstance(chunks[-1].error, APITimeoutError)
             assert stream.state == "failed"
@@ -388,7 +368,7 @@ class TestEnds:
         with many_wired(link, MANY):
             beside = [ask() for _ in range(30)]
             assert len(poller._the_poller._streams) == MANY
-        assert statistics.median(beside) < statistics.median(alone) + LEASE_SECONDS * SCALE
+        assert statistics.median(beside) < statistics.median(alone) + USUALLY / 10
         assert server.connections == 1
 
 
@@ -465,55 +445,16 @@ class TestCtrlC:
             leave(stream, peer)
 
 
-class Still(_Poller):
-    """A poller without a thread, so that nothing happens but what a test does."""
-
-    def turn(self) -> bool:
-        """Have a turn, in this thread, and return True; it does not wait for news."""
-        if self._thread is not None:
-            self._wake()
-            self._turn()
-            hand_over.let_go()
-        return True
-
-    def free(self) -> None:
-        """End all streams and clocks, in whosever hands they are, so that one failure of a test is one."""
-        for stream in list(self._streams):
-            stream._claims.clear()
-            stream.rest(is_over=True)
-        with timers._timers._lock:
-            timers._timers._live.clear()
-            timers._timers._heap.clear()
-            timers._timers._looks_at = timers._timers._empty_since = 0.0
-            timers._timers._cond.notify_all()
-
-    def has_nothing(self) -> bool:
-        """Return whether, after a turn, there is no stream any more, and no clock."""
-        return self.turn() and not self._streams and not timers._timers._live
-
-
-@pytest.fixture(params=[100, 0], ids=["few", "leased"])
-def still(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Still]:
-    """A poller that does not move by itself; with as few streams as are watched again at once, or with more."""
-    mine = Still()
-    start = threading.Thread.start
-    monkeypatch.setattr(poller, "_FEW", request.param)
-    monkeypatch.setattr(poller, "_the_poller", mine)
-    monkeypatch.setattr(threading.Thread, "start", lambda t: t.name == "chanstream-poller" or start(t))
-    yield mine
-    assert within(5, lambda: mine.turn() and mine._thread is None)
-
-
 def arrived(stream: CompletionStream, still: Still) -> bool:
     """Return whether something arrives, and lies in the stream's socket."""
     (live,) = (live for live in still._streams if live._pipe is stream._pipe)
     return bool(select.select([live._descriptor], [], [], 5)[0])
 
 
-def interrupted(pull: Callable[[float], bool], intrusion: Intrusion) -> str:
-    """Pull with Ctrl-C in the middle; return where it came, if it did."""
+def interrupted(pull: Callable[[float], bool], intrusion: Intrusion, act: Callable[[], object] = press_ctrl_c) -> str:
+    """Pull with Ctrl-C in the middle, or another act; return where it came, if it did."""
     try:
-        with intrusion(press_ctrl_c):
+        with intrusion(act):
             pull(time.monotonic() + 5)
     except KeyboardInterrupt as error:
         place = traceback.extract_tb(error.__traceback__)[-3]  # before the profiler and its act
@@ -570,6 +511,36 @@ class TestIntruders:
                     still.free()
         assert wrong == []
         assert ends == {None, StreamInterruptedError}
+
+    @pytest.mark.usefixtures("no_collector")
+    @pytest.mark.parametrize("comes", ["Ctrl-C", "a cancel"])
+    def test_at_the_end(self, link: Link, still: Still, monkeypatch: pytest.MonkeyPatch, comes: str) -> None:
+        """Where the stream ends in that pull, all that it said is there afterwards, or an error is; nothing is left."""
+        monkeypatch.setattr("chanstream.engines.flow.DRAIN_SECONDS", 0.01)
+        wrong: list[object] = []
+        ends = set()
+        with Wire(link.tls) as wire:
+            client = link.client(wire.url)
+            for intrusion in intrusions():
+                context = Context()
+                stream = client.chat_completion_stream(REQUEST, context=context)
+                with wire.accepted.get(timeout=5) as peer, stream:
+                    peer.sendall(event("one") + END)
+                    assert arrived(stream, still)
+                    assert stream._pipe.pull is not None
+                    place = interrupted(
+                        stream._pipe.pull, intrusion, press_ctrl_c if comes == "Ctrl-C" else context.cancel
+                    )
+                    chunks = list(stream)
+                    end = chunks[-1].error if chunks else "nothing"
+                    if end is None and [chunk.text for chunk in chunks] != ["one", ""]:
+                        wrong.append((place, chunks))
+                    ends.add(end if end == "nothing" else type(end))
+                if not within(0.2 * SCALE, lambda: still.turn() and still.has_nothing()):
+                    wrong.append((place, "it is left"))
+                    still.free()
+        assert wrong == []
+        assert ends == {type(None), StreamInterruptedError if comes == "Ctrl-C" else StreamCancelledError}
 
     @pytest.mark.parametrize("last", [event("one"), END], ids=["amid", "at the end"])
     def test_close(

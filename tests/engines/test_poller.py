@@ -30,8 +30,8 @@ from chanstream import (
     StreamError,
     Timeout,
 )
+from chanstream.calls import Engine
 from chanstream.channel import Pipe, hand_over
-from chanstream.client import Engine
 from chanstream.engines import poller
 from chanstream.engines.flow import Flow
 from chanstream.engines.poller import _Poller
@@ -42,7 +42,7 @@ from chanstream.transport.takeover import Line
 from chanstream.wire.body import OfLength
 from chanstream.wire.machine import StreamMachine
 from tests.concurrency import Intrusion, intrusions
-from tests.conftest import PROMPT, REQUEST, SCALE, Link, producers, within
+from tests.conftest import PROMPT, REQUEST, SCALE, USUALLY, Link, producers, within
 from tests.contract.test_13_threads import asking, forked, forking, run
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -221,14 +221,19 @@ def never(*_: object) -> Any:
 
 
 def break_step(
-    patch: pytest.MonkeyPatch, kind: type, name: str, is_faulty: Callable[[Any], bool] = lambda _: True
+    patch: pytest.MonkeyPatch,
+    kind: type,
+    name: str,
+    is_faulty: Callable[[Any], bool] = lambda _: True,
+    where: Callable[[], bool] | None = None,
 ) -> None:
-    """Let a method do its work and raise then, in the poller's thread, if its object is a faulty one."""
+    """Let a method do its work and raise then, in the poller's thread (or elsewhere), if its object is a faulty one."""
+    is_here = where or in_the_poller
     sound = getattr(kind, name)
 
     def step(self: Any, *args: Any) -> Any:
         result = sound(self, *args)
-        return never() if in_the_poller() and is_faulty(self) else result
+        return never() if is_here() and is_faulty(self) else result
 
     patch.setattr(kind, name, step)
 
@@ -291,10 +296,10 @@ class TestAFaultOfOneStream:
     def test_when_it_goes_on(
         self, plain: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What goes wrong when a full channel has room again does so alone, too."""
+        """What goes wrong when a full channel has room again does so alone, too, whichever thread sees that first."""
         client = plain.client(plain.serve(FLOOD))
         faulty, other = full(client), full(client)
-        break_step(monkeypatch, Flow, "resume", lambda flow: flow._pipe is faulty._pipe)
+        break_step(monkeypatch, Flow, "resume", lambda flow: flow._pipe is faulty._pipe, where=lambda: True)
         assert type(list(faulty)[-1].error) is StreamError
         assert texts(other) == "".join(WORDS)
         assert logged(caplog) == ["ERROR"]
@@ -392,7 +397,7 @@ class TestPauses:
                 peer.sendall(event(f"{number}"))
                 assert stream.get(timeout=5).text == f"{number}"
                 delays.append(time.monotonic() - sent)
-            assert statistics.median(delays) < PROMPT / 5
+            assert statistics.median(delays) < USUALLY / 5
             assert sorted(delays)[-3] < PROMPT
         assert [flood.qsize() for flood in floods] == [buffer] * 3
         assert [texts(flood) for flood in floods] == ["".join(WORDS)] * 3
@@ -426,16 +431,16 @@ class TestPauses:
         """A stream that waits for room can be ended as any other; the idle clock does not run for it."""
         server = link.serve(FLOOD)
         context = Context()
-        timeout = {"idle": Timeout(idle=0.05), "total": Timeout(total=0.3)}.get(way)
+        timeout = {"idle": Timeout(idle=0.1 * SCALE), "total": Timeout(total=0.3 * SCALE)}.get(way)
         stream = full(link.client(server), context=context, timeout=timeout)
         if way == "drop":
             del stream
         elif way == "cancel":
             context.cancel()
         elif way == "total":
-            assert within(0.3 + PROMPT, lambda: stream.state == "failed")
+            assert within(0.3 * SCALE + PROMPT, lambda: stream.state == "failed")
         elif way == "idle":
-            assert not within(0.15, lambda: stream.state != "streaming")
+            assert not within(0.3 * SCALE, lambda: stream.state != "streaming")
             assert texts(stream) == "".join(WORDS)
         else:
             stream.close()
@@ -546,6 +551,7 @@ class TestClocks:
         assert [stream.collect().text for stream in streams] == ["one two three"] * 49
 
 
+@pytest.mark.slow
 class TestStorms:
     def test_200_cancels_from_20_threads(self, link: Link) -> None:
         """200 streams that are cancelled at random moments by many threads are all over, and nothing else is hurt."""
@@ -646,7 +652,7 @@ class TestTheEndOfTheProcess:
             exec(sys.argv[2])
         """
         ended_at = float(run(program, server.url, end))
-        assert time.monotonic() - ended_at < 0.5 * SCALE
+        assert time.monotonic() - ended_at < 10 * PROMPT
         assert server.wait_for(lambda s: s.open_connections == 0, PROMPT)
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from chanstream import ChannelClosedError, CompletionStream, Context, StreamCancelledError
-from chanstream.client import Engine
+from chanstream.calls import Engine
 from chanstream.engines import poller
 from chanstream.engines.watching import READ, WRITE, Epoll, Selected, new_watcher
 from chanstream.testing import Reply

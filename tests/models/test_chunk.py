@@ -168,6 +168,12 @@ class TestUsage:
         chunk.usage = UsageInfo(1, 2, 3)
         assert chunk.to_dict() == {"id": "1", "choices": [], "usage": self.COUNTS}
 
+    def test_final_counts_over_earlier_ones(self) -> None:
+        """The final counts are in a last chunk's object, though its own event had counts so far."""
+        chunk = CompletionChunk.from_dict({"id": "1", "choices": [], "usage": {**self.COUNTS, "total_tokens": 2}})
+        chunk.usage, chunk.is_last_chunk = UsageInfo(1, 2, 3), True
+        assert chunk.to_dict() == {"id": "1", "choices": [], "usage": self.COUNTS}
+
 
 class TestMadeByTheLibrary:
     def test_a_chunk(self) -> None:

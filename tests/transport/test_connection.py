@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import queue
 import socket
 import threading
 import time
@@ -169,6 +170,43 @@ class TestEveryStep:
             assert source.read() == b""
         source.close()
         assert server.wait_for(lambda s: s.open_connections == 0, PROMPT)
+
+
+class TestSending:
+    @pytest.mark.parametrize(("size", "packets"), [(0, 1), (1000, 1), (1 << 20, 2)])
+    def test_head_and_body_together(
+        self, session: requests.Session, plain: Link, monkeypatch: pytest.MonkeyPatch, size: int, packets: int
+    ) -> None:
+        """A request goes out as one packet, head and body; a large body as one of its own."""
+        server = plain.serve("a", "b")
+        sizes: list[int] = []
+        send = HTTPConnection.send
+
+        def note(connection: HTTPConnection, data: bytes) -> None:
+            sizes.append(len(data))
+            send(connection, data)
+
+        monkeypatch.setattr(HTTPConnection, "send", note)
+        for _ in range(2):  # on a new connection, and on the same again
+            sizes.clear()
+            session.post(server.url + "/v1/chat/completions", data=b"x" * size).close()
+            assert len(sizes) == packets
+        assert [len(request.body) for request in server.requests] == [size] * 2
+
+    def test_a_pool_is_looked_up_once(self, session: requests.Session, plain: Link) -> None:
+        """The pool of a URL is found again without a search, and anew once it was closed."""
+        adapter: Any = session.get_adapter("http://")
+        url = plain.serve("a").url
+        session.post(url, data=b"x").close()
+        (pool,) = adapter._known.values()
+        session.post(url, data=b"x").close()
+        assert list(adapter._known.values()) == [pool]
+        session.close()
+        session.post(url, data=b"x").close()
+        (other,) = adapter._known.values()
+        assert other is not pool
+        adapter.poolmanager.clear()
+        assert session.post(url, data=b"x").status_code == 200
 
 
 class TestNobodyElses:
@@ -340,6 +378,38 @@ class TestThroughAProxy:
             session.close()
 
 
+class TestThePool:
+    def test_it_begins_empty(self, session: requests.Session, link: Link) -> None:
+        """There is no place in it for each connection that may come one day: to make a thousand takes long."""
+        server = link.serve(Reply(body=BODY))
+        source = sent(session, server.url)[1]
+        pool = source.response.raw._pool.pool
+        assert pool.qsize() == 0
+        assert read_all(source) == BODY
+        assert pool.qsize() == 1
+
+    def test_given_back_after_the_close(self, session: requests.Session, link: Link) -> None:
+        """A connection whose answer ends after its session was closed is closed then, whoever still holds the pool."""
+        server = link.serve(Reply(body=BODY))
+        source = sent(session, server.url)[1]
+        session.close()
+        assert server.open_connections == 1
+        assert read_all(source) == BODY
+        assert server.wait_for(lambda s: s.open_connections == 0, PROMPT)
+        assert source.response.raw._pool is not None
+
+    def test_a_session_can_be_used_after_its_close(self, session: requests.Session, link: Link) -> None:
+        """And keeps its connections then, as before."""
+        server = link.serve(Reply(body=BODY))
+        for _ in range(2):
+            for _ in range(3):
+                assert read_all(sent(session, server.url)[1]) == BODY
+            assert server.open_connections == 1
+            session.close()
+            assert server.wait_for(lambda s: s.open_connections == 0, PROMPT)
+        assert server.connections == 2
+
+
 class TestWhatWeRelyOn:
     @pytest.mark.parametrize("kind", [HTTPConnection, HTTPSConnection])
     def test_urllib3_makes_sockets_in_one_place(self, kind: type[HTTPConnection]) -> None:
@@ -358,6 +428,7 @@ class TestWhatWeRelyOn:
         source = inspect.getsource(kind.urlopen)
         assert "self._get_conn(" in source
         assert "self._put_conn(" in source
+        assert kind.QueueCls is queue.LifoQueue
 
     def test_the_options_of_urllib3_are_kept(self, session: requests.Session, plain: Link) -> None:
         """Our sockets have the options that urllib3 asks for: no delay of small packets."""

@@ -29,7 +29,7 @@ from chanstream import (
 )
 from chanstream.testing import Reply, StreamServer
 from chanstream.transport import session as session_module
-from chanstream.transport.session import Call, Transport, new_session
+from chanstream.transport.session import Call, Transport, cuttable, new_session
 from tests.conftest import PROMPT, SCALE, Link, within
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -257,7 +257,7 @@ class TestRefusals:
     def test_one_that_never_ends_its_body(self, link: Link, how: str) -> None:
         """A cancel or a deadline ends the wait for the rest of a refusal at once."""
         server = link.serve(Reply(body=b"no", status=400, end="hold"))
-        context = Context() if how == "cancel" else Context(timeout=0.1)
+        context = Context() if how == "cancel" else Context(timeout=0.1 * SCALE)
         with transport_to(server) as transport, ThreadPoolExecutor(1) as pool:
             begun = time.monotonic()
             opened = pool.submit(transport.open, call(context=context))
@@ -266,7 +266,7 @@ class TestRefusals:
                 assert not within(0.1, opened.done)
                 context.cancel()
             error = opened.exception(5)
-            assert time.monotonic() - begun < 0.1 + 2 * PROMPT
+            assert time.monotonic() - begun < 0.1 * SCALE + 2 * PROMPT
         # The status is known: to tell it is as true as to tell why the rest was not waited for.
         assert isinstance(error, (APIStatusError, StreamCancelledError, APITimeoutError))
 
@@ -487,3 +487,9 @@ class TestProxies:
             monkeypatch.setenv("no_proxy", "")
             with transport_to("http://model.test/v1") as transport, pytest.raises(APIConnectionError, match="refused"):
                 transport.open(call())
+
+
+def test_a_clock_that_runs_out_as_the_head_comes_in() -> None:
+    """Who was cut at the last moment is told that it was too late, and not given a connection that is dead."""
+    with pytest.raises(APITimeoutError, match="first_chunk"), cuttable(Context(), 0.01) as exchange:
+        assert within(5, lambda: exchange._is_cut)
