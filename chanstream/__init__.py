@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .batch.batch import Batch as Batch
+    from .batch.result import BatchProgress as BatchProgress
+    from .batch.result import BatchResult as BatchResult
     from .cache.client import CachedClient as CachedClient
     from .cache.engine import CacheEngine as CacheEngine
     from .cache.files import FileCache as FileCache
@@ -20,8 +23,12 @@ if TYPE_CHECKING:
     from .channel import Channel as Channel
     from .channel import ChannelStatistics as ChannelStatistics
     from .channel import MergedChannel as MergedChannel
+    from .channel import Sender as Sender
+    from .channel import TeedChannel as TeedChannel
     from .channel import merge as merge
+    from .channel import race as race
     from .channel import select as select
+    from .channel import tee as tee
     from .client import Client as Client
     from .context import Context as Context
     from .context import Timeout as Timeout
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
     from .errors import ConflictError as ConflictError
     from .errors import EventTooLargeError as EventTooLargeError
     from .errors import InternalServerError as InternalServerError
+    from .errors import JournalError as JournalError
     from .errors import NotFoundError as NotFoundError
     from .errors import PermissionDeniedError as PermissionDeniedError
     from .errors import RateLimitError as RateLimitError
@@ -48,6 +56,7 @@ if TYPE_CHECKING:
     from .errors import StreamInterruptedError as StreamInterruptedError
     from .errors import StreamTruncatedError as StreamTruncatedError
     from .errors import UnprocessableEntityError as UnprocessableEntityError
+    from .errors import WorkerLostError as WorkerLostError
     from .failover import Failover as Failover
     from .models.catalog import ModelCapabilities as ModelCapabilities
     from .models.catalog import ModelCard as ModelCard
@@ -96,23 +105,26 @@ if TYPE_CHECKING:
     from .quotas import RateLimits as RateLimits
     from .stream import CompletionEvents as CompletionEvents
     from .stream import CompletionStream as CompletionStream
+    from .taskgroup import TaskGroup as TaskGroup
     from .transport.head import ResponseHead as ResponseHead
     from .transport.limits import RateLimiter as RateLimiter
     from .transport.retry import Retry as Retry
 
 _HOMES = {
+    "batch.batch": "Batch",
+    "batch.result": "BatchProgress BatchResult",
     "cache.client": "CachedClient",
     "cache.engine": "CacheEngine",
     "cache.files": "FileCache",
     "cache.redis": "RedisCache",
-    "channel": "CLOSED Channel ChannelStatistics MergedChannel merge select",
+    "channel": "CLOSED Channel ChannelStatistics MergedChannel Sender TeedChannel merge race select tee",
     "client": "Client",
     "context": "Context Timeout",
     "dialects": "Dialect",
     "errors": "APIConnectionError APIError APIStatusError APITimeoutError AuthenticationError BadRequestError"
-    " CacheError ChannelClosedError ChanstreamError ConflictError EventTooLargeError InternalServerError NotFoundError"
-    " PermissionDeniedError RateLimitError StreamAPIError StreamCancelledError StreamDecodeError StreamError"
-    " StreamInterruptedError StreamTruncatedError UnprocessableEntityError",
+    " CacheError ChannelClosedError ChanstreamError ConflictError EventTooLargeError InternalServerError JournalError"
+    " NotFoundError PermissionDeniedError RateLimitError StreamAPIError StreamCancelledError StreamDecodeError"
+    " StreamError StreamInterruptedError StreamTruncatedError UnprocessableEntityError WorkerLostError",
     "failover": "Failover",
     "models.catalog": "ModelCapabilities ModelCard",
     "models.chat": "AgentCompletionRequest ChatCompletionRequest ChatCompletionResponse Choice FIMCompletionRequest"
@@ -127,6 +139,7 @@ _HOMES = {
     "models.tools": "Function FunctionCall Tool ToolCall ToolChoice",
     "quotas": "RateLimits",
     "stream": "CompletionEvents CompletionStream",
+    "taskgroup": "TaskGroup",
     "transport.head": "ResponseHead",
     "transport.limits": "RateLimiter",
     "transport.retry": "Retry",

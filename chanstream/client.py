@@ -1,31 +1,18 @@
-"""The client: composes request, transport, engine and stream. It parses nothing and starts no thread of its own."""
+"""The client, as its users see it. It parses nothing and starts no thread of its own; `calls` does what it is asked."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import attrs
 
 from . import __version__
 from .arguments import asked, at_least_1, base_url_of, dialect_of, in_a_path, key_of, limiter_of, one_of, typed
-from .channel import Pipe
+from .calls import Caller, Engine, Options
 from .context import Context, Timeout
-from .dialects import Completion, Dialect
-from .engines import poller, resuming, threaded
-from .errors import (
-    APITimeoutError,
-    BadRequestError,
-    ChanstreamError,
-    StreamAPIError,
-    StreamDecodeError,
-    UnprocessableEntityError,
-    redact,
-)
+from .dialects import Dialect
 from .extras import Extras
 from .models.catalog import ModelCapabilities, ModelCard, ModelList
 from .models.chat import (
@@ -34,78 +21,21 @@ from .models.chat import (
     ChatCompletionResponse,
     FIMCompletionRequest,
 )
-from .models.chunk import CompletionChunk
-from .models.codec import dumps
 from .models.embeddings import EmbeddingRequest, EmbeddingResponse
-from .models.messages import AssistantMessage
-from .observers import Observer, Observers, Watch
+from .observers import Observer, Observers
 from .stream import CompletionStream, Errors
 from .transport.limits import RateLimiter
 from .transport.retry import Retry
-from .transport.session import Answer, Call, Transport
-from .wire.answers import answer_of
-from .wire.machine import MAX_EVENT_BYTES, StreamMachine
-from .wire.thinking import ThinkingMachine, parted
+from .transport.session import Tally, Transport
+from .wire.machine import MAX_EVENT_BYTES
 
 if TYPE_CHECKING:
+    import os
+    from concurrent.futures import Executor
+
     import requests
 
-Engine: TypeAlias = Literal["auto", "threaded", "poller"]
-
-M = TypeVar("M")
-
-_NOBODY = nullcontext()
-"""In place of a watch where there are no observers."""
-
-_EMBEDDINGS = "/embeddings"
-
-
-@attrs.frozen(kw_only=True)
-class Terms:
-    """What one call keeps to, whoever does what it asks for.
-
-    Attributes:
-        clocks: Without the total, which the context keeps.
-        context: The call's own. buffer: The capacity of its channel. errors: How its stream gives errors.
-        think_tags: Whether thoughts are parted from the text.
-    """
-
-    clocks: Timeout
-    context: Context
-    buffer: int
-    errors: Errors
-    think_tags: bool
-
-
-@attrs.frozen
-class _Options:
-    """What is said for one call; None for what is as the client's."""
-
-    timeout: Timeout | float | None = None
-    context: Context | None = None
-    extras: Extras | None = None
-    buffer: int | None = None
-    errors: Errors | None = None
-    resume: Literal["prefix"] | None = None
-
-
-@attrs.frozen
-class _Opening:
-    """A stream that waits for its head."""
-
-    started: float
-    start: Callable[[Call, Answer, StreamMachine, Pipe[CompletionChunk]], None]
-    buffer: int
-    errors: Errors
-    machine: Callable[..., StreamMachine]
-    call: Call
-
-    def stream(self, answer: Answer) -> CompletionStream:
-        """Return the stream, now that the head is in."""
-        machine = self.machine(self.started, content_type=answer.head.content_type)
-        pipe: Pipe[CompletionChunk] = Pipe(self.buffer)
-        self.start(self.call, answer, machine, pipe)
-        return CompletionStream(pipe, self.call.context, answer.head, self.errors)
+    from .batch import Batch, BatchProgress
 
 
 class Client:
@@ -165,19 +95,26 @@ class Client:
         extra_query: Mapping[str, Any] | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
-        self._dialect = dialect_of(dialect)
-        self._base_url = base_url_of(self._dialect.base_url if base_url is None else base_url)
-        self._timeout = Timeout() if timeout is None else Timeout.of(timeout)
-        self._retry = typed("retry", Retry() if retry is None else retry, Retry)
-        self._buffer = at_least_1("buffer", buffer)
-        self._engine = one_of("engine", engine, get_args(Engine))
-        self._errors: Errors = one_of("errors", errors, get_args(Errors))
-        self._require_finish_reason = typed("require_finish_reason", require_finish_reason, bool)
-        self._think_tags = typed("think_tags", think_tags, bool)
-        self._max_event_bytes = at_least_1("max_event_bytes", max_event_bytes)
-        self._limiter = limiter_of(rate_limiter)
-        self._extras = Extras(extra_body, extra_headers, extra_query)
-        self._observers = Observers(observers)
+        kind = dialect_of(dialect)
+        headers = {"User-Agent": f"chanstream/{__version__}"}
+        url = base_url_of(kind.base_url if base_url is None else base_url)
+        watchers = Observers(observers)
+        self._caller = Caller(
+            dialect=kind,
+            origin=url,
+            timeout=Timeout() if timeout is None else Timeout.of(timeout),
+            retry=typed("retry", Retry() if retry is None else retry, Retry),
+            buffer=at_least_1("buffer", buffer),
+            engine=one_of("engine", engine, get_args(Engine)),
+            errors=one_of("errors", errors, get_args(Errors)),
+            require_finish_reason=typed("require_finish_reason", require_finish_reason, bool),
+            think_tags=typed("think_tags", think_tags, bool),
+            max_event_bytes=at_least_1("max_event_bytes", max_event_bytes),
+            limiter=limiter_of(rate_limiter),
+            extras=Extras(extra_body, extra_headers, extra_query),
+            observers=watchers,
+            transport=Transport(url, key_of(api_key, kind), headers, session),
+        )
         self._settings: dict[str, Any] = {
             "api_key": api_key,
             "base_url": base_url,
@@ -195,10 +132,20 @@ class Client:
             "extra_body": extra_body,
             "extra_headers": extra_headers,
             "extra_query": extra_query,
-            "observers": self._observers.all,
+            "observers": watchers.all,
         }
-        headers = {"User-Agent": f"chanstream/{__version__}"}
-        self._transport = Transport(self._base_url, key_of(api_key, self._dialect), headers, session)
+
+    @property
+    def caller(self) -> Caller:
+        """What makes its calls.
+
+        :meta private:
+        """
+        return self._caller
+
+    def _ready(self) -> Caller:
+        """Return it for a call that comes now."""
+        return self._caller
 
     def chat_completion_stream(
         self,
@@ -238,7 +185,7 @@ class Client:
         """
         asked(request, ChatCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
-        return self._streamed(request, _Options(timeout, context, extras, buffer, errors, resume))
+        return self._ready().streamed(request, Options(timeout, context, extras, buffer, errors, resume))
 
     async def chat_completion_stream_async(
         self,
@@ -263,14 +210,10 @@ class Client:
         Cancelling the task cancels the request, and a stream that is left early is closed. However many streams there
         are, no thread waits for a head or for chunks: usually one connects and sends, and one reads.
         """
-        from .transport.asynchronous import open_async  # with asyncio, which takes its time to load
-
         asked(request, ChatCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
-        opening = self._opening(request, _Options(timeout, context, extras, buffer, errors, resume))
-        with self._opened(request, opening.call):
-            answer = await open_async(self._transport, opening.call)
-        return opening.stream(answer)
+        options = Options(timeout, context, extras, buffer, errors, resume)
+        return await self._ready().streamed_async(request, options)
 
     def chat_completion(
         self,
@@ -301,7 +244,87 @@ class Client:
         """
         asked(request, ChatCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
-        return self._completed(request, _Options(timeout, context, extras))
+        return self._ready().completed(request, Options(timeout, context, extras))
+
+    def collected(
+        self,
+        request: ChatCompletionRequest,
+        tally: Tally,
+        *,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+    ) -> ChatCompletionResponse:
+        """Return the whole answer, which is streamed, and note in the tally how it came.
+
+        :meta private:
+        """
+        asked(request, ChatCompletionRequest)
+        return self._ready().collected(request, Options(timeout, context), tally)
+
+    def batch(
+        self,
+        requests: Iterable[ChatCompletionRequest | tuple[str, ChatCompletionRequest]],
+        *,
+        concurrency: int = 16,
+        ordered: bool = False,
+        progress: bool | Callable[[BatchProgress], object] = False,
+        journal: str | os.PathLike[str] | None = None,
+        retry_failed: bool = False,
+        adaptive: bool = False,
+        stop_on_error: bool = False,
+        executor: Executor | Callable[[], Executor] | None = None,
+        timeout: Timeout | float | None = None,
+        context: Context | None = None,
+    ) -> Batch:
+        """Return an iterator of the results of many requests, of which so many are asked at the same time.
+
+        ::
+
+            for result in client.batch(requests, concurrency=32):
+                if result.error:
+                    print(result.id, result.error)
+                else:
+                    print(result.id, result.response.text)
+
+        Requests are taken from their iterable as there is room for them, by a thread of the batch, so it may be
+        endless. One that fails stops no other. The work begins with the first result that is asked for.
+
+        Args:
+            requests: What to ask for: requests, or pairs of an id and a request, which then all are.
+            concurrency: How many requests are on their way at the same time; with ``adaptive``, at most.
+            ordered: Whether results come in the order of the requests, and not as they are ready.
+            progress: True for a bar on standard error (extra ``batch``), or what is called with a `BatchProgress` for
+                each result.
+            journal: The path of a file that keeps each result before it is given, and from which a batch that was
+                broken off goes on.
+            retry_failed: Whether what failed according to the journal is asked again.
+            adaptive: Whether the concurrency follows the server's refusals (429), ``Retry-After`` and rate limits.
+            stop_on_error: Whether the first failure ends the batch: its result is given, and then its error raised.
+            executor: Where the work is done, instead of in threads of its own: any executor of `concurrent.futures`, or
+                Dask's ``dask_client.get_executor()``; it stays the caller's. Or a callable that makes one, such as
+                `ProcessPoolExecutor` itself: it is called again if a process of the pool is killed.
+            timeout: The clocks of each request, instead of the client's; a bare number is the total, in seconds.
+            context: Cancels the batch.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the text names it.
+            ImportError: An extra is not installed.
+        """
+        from .batch import Batch, Plan
+
+        plan = Plan(
+            concurrency=concurrency,
+            ordered=ordered,
+            progress=progress,
+            journal=journal,
+            retry_failed=retry_failed,
+            adaptive=adaptive,
+            stop_on_error=stop_on_error,
+            executor=executor,
+            timeout=timeout,
+            context=context,
+        )
+        return Batch(self, requests, plan, self._caller.retry)
 
     def agent_completion_stream(
         self,
@@ -318,7 +341,7 @@ class Client:
         """Return a stream of an agent's answer; as `chat_completion_stream`. Only Mistral has agents."""
         asked(request, AgentCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
-        return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
+        return self._ready().streamed(request, Options(timeout, context, extras, buffer, errors))
 
     def agent_completion(
         self,
@@ -333,7 +356,7 @@ class Client:
         """Return an agent's whole answer; as `chat_completion`. Only Mistral has agents."""
         asked(request, AgentCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
-        return self._completed(request, _Options(timeout, context, extras))
+        return self._ready().completed(request, Options(timeout, context, extras))
 
     def fim_completion_stream(
         self,
@@ -350,7 +373,7 @@ class Client:
         """Return a stream of code that fills a gap; as `chat_completion_stream`. Only Mistral fills in."""
         asked(request, FIMCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
-        return self._streamed(request, _Options(timeout, context, extras, buffer, errors))
+        return self._ready().streamed(request, Options(timeout, context, extras, buffer, errors))
 
     def fim_completion(
         self,
@@ -365,7 +388,7 @@ class Client:
         """Return the whole code that fills a gap; as `chat_completion`. Only Mistral fills in."""
         asked(request, FIMCompletionRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
-        return self._completed(request, _Options(timeout, context, extras))
+        return self._ready().completed(request, Options(timeout, context, extras))
 
     def embeddings(
         self,
@@ -392,11 +415,7 @@ class Client:
         """
         asked(request, EmbeddingRequest)
         extras = Extras.of(extra_body, extra_headers, extra_query)
-        options = _Options(timeout, context, extras)
-        call = self._call(_EMBEDDINGS, self._dialect.embedding_body(request), options, request)
-        answer: EmbeddingResponse = self._fetched(call, "embeddings", "data", EmbeddingResponse.from_dict, request)
-        object.__setattr__(answer, "dtype", request.output_dtype or "float")
-        return answer
+        return self._ready().embedded(request, Options(timeout, context, extras))
 
     def list_models(self, *, timeout: Timeout | float | None = None, context: Context | None = None) -> list[ModelCard]:
         """Return the models that the server has, in its order.
@@ -408,8 +427,9 @@ class Client:
         Raises:
             As `chat_completion`.
         """
-        call = self._call("/models", None, _Options(timeout, context))
-        return list(self._fetched(call, "a list of models", "data", ModelList.from_dict).data)
+        options = Options(timeout, context)
+        models = self._ready().looked_up("/models", options, "a list of models", "data", ModelList.from_dict)
+        return list(models.data)
 
     def search_models(
         self,
@@ -434,8 +454,8 @@ class Client:
         Raises:
             NotFoundError: The server does not have it.
         """
-        call = self._call(f"/models/{in_a_path('model_id', model_id)}", None, _Options(timeout, context))
-        return self._fetched(call, "a model", "id", ModelCard.from_dict)
+        path = f"/models/{in_a_path('model_id', model_id)}"
+        return self._ready().looked_up(path, Options(timeout, context), "a model", "id", ModelCard.from_dict)
 
     def with_options(
         self,
@@ -467,8 +487,8 @@ class Client:
             TypeError, ValueError: An argument is wrong; the text names it.
         """
         if max_retries is not None:
-            retry = attrs.evolve(self._retry if retry is None else retry, max_retries=max_retries)
-        extras = self._extras.over(Extras(extra_body, extra_headers, extra_query))
+            retry = attrs.evolve(self._caller.retry if retry is None else retry, max_retries=max_retries)
+        extras = self._caller.extras.over(Extras(extra_body, extra_headers, extra_query))
         changes: dict[str, Any] = {
             "timeout": timeout,
             "retry": retry,
@@ -480,229 +500,15 @@ class Client:
             "extra_query": extras.query,
         }
         said = {name: value for name, value in changes.items() if value is not None}
-        other = Client(**{**self._settings, **said, "api_key": self._transport.secret})  # its variable may be gone
+        own = self._caller
+        other = Client(**{**self._settings, **said, "api_key": own.transport.secret})  # its variable may be gone
         other._settings["api_key"] = self._settings["api_key"]
-        other._transport = self._transport
+        other._caller = attrs.evolve(other._caller, transport=own.transport, origin=own.origin)
         return other
 
     def close(self) -> None:
         """Close the connections that no stream uses. The client can still be used: it makes new ones."""
-        self._transport.close()
-
-    def _streamed(self, request: Completion, options: _Options) -> CompletionStream:
-        opening = self._opening(request, options)
-        with self._opened(request, opening.call):
-            answer = self._transport.open(opening.call)
-        return opening.stream(answer)
-
-    def _opening(self, request: Completion, options: _Options) -> _Opening:
-        """Return all that a stream needs before its answer; what can be wrong with it is told here."""
-        started = time.monotonic()
-        path, body = self._dialect.path_of(request), self._dialect.body(request, stream=True)
-        if options.resume is not None:
-            self._check_resume(options.resume, request, self._extras.over(options.extras))
-        opening = _Opening(
-            started,
-            threaded.start if self._engine == "threaded" else poller.start,
-            *self._ends(options),
-            partial(
-                ThinkingMachine if self._think_tags else StreamMachine,
-                n=getattr(request, "n", None) or 1,
-                max_event_bytes=self._max_event_bytes,
-                require_finish_reason=self._require_finish_reason,
-                secret=self._transport.secret,
-            ),
-            self._call(path, body, options, request, accept="text/event-stream"),
-        )
-        return opening if options.resume is None else self._resuming(request, options, opening)
-
-    @contextmanager
-    def _opened(self, request: Completion, call: Call) -> Iterator[None]:
-        """Let the call's context go if no answer comes, and tell why."""
-        with call.watch or _NOBODY:
-            try:
-                yield
-            except BaseException as error:
-                call.context.release()
-                self._explain(error, request)
-                raise
-
-    def _completed(self, request: Completion, options: _Options) -> ChatCompletionResponse:
-        path, body = self._dialect.path_of(request), self._dialect.body(request, stream=False)
-        call = self._call(path, body, options, request)
-        answer = self._fetched(call, "a chat completion", "choices", ChatCompletionResponse.from_dict, request)
-        return parted(answer) if self._think_tags else answer
-
-    def _explain(self, error: BaseException, request: Any) -> None:
-        """Note which option of the request a refusal is about."""
-        if request is not None and isinstance(error, (BadRequestError, UnprocessableEntityError)):
-            error.option = self._dialect.option_in(error, request)
-
-    def identity(
-        self, request: Any, kind: type[ChatCompletionRequest | EmbeddingRequest], *, stream: bool = False
-    ) -> dict[str, Any]:
-        """Return what decides over the answer to a request, as a JSON object: all that would be sent but the key.
-
-        :meta private:
-
-        Raises:
-            TypeError, ValueError: The request cannot be sent; the text says why.
-        """
-        asked(request, kind)
-        if isinstance(request, EmbeddingRequest):
-            path, body = _EMBEDDINGS, self._dialect.embedding_body(request)
-        else:
-            path, body = self._dialect.path_of(request), self._dialect.body(request, stream=stream)
-        return {
-            "dialect": self._dialect.name,
-            "url": self._base_url + path,
-            "stream": stream,
-            "body": {**body, **self._extras.body},
-            "headers": self._extras.headers,
-            "query": self._extras.query,
-            "think_tags": self._think_tags,
-            **({"require_finish_reason": True} if self._require_finish_reason else {}),  # it takes fewer answers
-        }
-
-    def terms(
-        self,
-        timeout: Timeout | float | None = None,
-        context: Context | None = None,
-        buffer: int | None = None,
-        errors: Errors | None = None,
-    ) -> Terms:
-        """Return what a call with these arguments keeps to.
-
-        :meta private:
-
-        Raises:
-            TypeError, ValueError: An argument is wrong; the text names it.
-        """
-        options = _Options(timeout, context, None, buffer, errors)
-        capacity, mode = self._ends(options)
-        clocks, own = self._own_context(options)
-        return Terms(
-            clocks=attrs.evolve(clocks, total=None),
-            context=own,
-            buffer=capacity,
-            errors=mode,
-            think_tags=self._think_tags,
-        )
-
-    def _ends(self, options: _Options) -> tuple[int, Errors]:
-        """Return the capacity of a stream's channel, and how it gives errors."""
-        return (
-            self._buffer if options.buffer is None else at_least_1("buffer", options.buffer),
-            self._errors if options.errors is None else one_of("errors", options.errors, get_args(Errors)),
-        )
-
-    def _own_context(self, options: _Options) -> tuple[Timeout, Context]:
-        """Return the clocks of a call, and a context of its own that keeps the total."""
-        clocks = self._timeout if options.timeout is None else Timeout.of(options.timeout)
-        parent = Context() if options.context is None else typed("context", options.context, Context)
-        own = parent.with_cancel()
-        if clocks.total is not None:
-            own.expire_in(clocks.total, APITimeoutError(clock="total", seconds=clocks.total))
-        return clocks, own
-
-    def _call(
-        self,
-        path: str,
-        body: dict[str, Any] | None,
-        options: _Options,
-        request: Any = None,
-        *,
-        accept: str = "application/json",
-    ) -> Call:
-        """Return the call for a request, with a context of its own; all that can be wrong with it is told here."""
-        extras = self._extras.over(options.extras)
-        data = None if body is None else dumps({**body, **extras.body})
-        clocks, own = self._own_context(options)
-        return Call(
-            method="GET" if body is None else "POST",
-            path=path,
-            body=data,
-            accept=accept,
-            context=own,
-            timeout=clocks,
-            retry=self._retry,
-            limiter=self._limiter,
-            headers=extras.headers,
-            query=extras.query,
-            watch=self._watch(path, request, stream=accept == "text/event-stream"),
-        )
-
-    def _watch(self, path: str, request: Any, *, stream: bool, since: float | None = None) -> Watch | None:
-        """Return what tells the observers of a call that begins now; None where there are none."""
-        about = {"dialect": self._dialect.name, "base_url": self._base_url, "path": path, "stream": stream}
-        if since is not None:  # when latencies count from: else the call would end before all that it took had passed
-            about |= {"started": since, "started_at": time.time() - (time.monotonic() - since)}
-        return self._observers.watch(request=request, **about)
-
-    def check(self, request: ChatCompletionRequest, *, stream: bool, resume: str | None = None) -> None:
-        """Raise what is wrong with a request for this client; sends nothing.
-
-        :meta private:
-        """
-        self._dialect.body(request, stream=stream)
-        if resume is not None:
-            self._check_resume(resume, request, self._extras)
-
-    def _check_resume(self, resume: str, request: Any, extras: Extras) -> None:
-        one_of("resume", resume, ("prefix",))
-        if not self._dialect.takes_prefix:
-            raise ValueError(f"resume: servers of the {self._dialect.name!r} dialect do not continue from a prefix")
-        for name in ("messages", "n"):
-            if name in extras.body:
-                raise ValueError(f"resume: extra_body has {name!r}, which has to be the request's own")
-        if (request.n or 1) > 1:
-            raise ValueError(f"resume: only an answer with one choice can be resumed, and n is {request.n}")
-        if getattr(request.messages[-1], "prefix", None):
-            raise ValueError("resume: the last message is a prefix already")
-
-    def _resuming(self, request: Any, options: _Options, opening: _Opening) -> _Opening:
-        """Return the opening of a stream that goes on after a cut."""
-        extras = self._extras.over(options.extras)
-
-        def rest(so_far: str, since: float, context: Context) -> tuple[Call, Answer, StreamMachine]:
-            messages = [*request.messages, AssistantMessage(so_far, prefix=True)]
-            body = self._dialect.body(attrs.evolve(request, messages=messages), stream=True)
-            watch = self._watch(
-                opening.call.path, request, stream=True, since=since
-            )  # observers see a call for each part
-            call = attrs.evolve(opening.call, body=dumps({**body, **extras.body}), context=context, watch=watch)
-            with self._opened(request, call):
-                answer = self._transport.open(call)
-            return call, answer, opening.machine(since, content_type=answer.head.content_type)
-
-        start = partial(resuming.start, begin=opening.start, rest=rest, started=opening.started)
-        return attrs.evolve(opening, start=start)
-
-    def _fetched(self, call: Call, what: str, key: str, load: Callable[[Any], M], request: Any = None) -> M:
-        """Return the whole answer to a call: ``what``, a JSON object with this key."""
-        with call.watch or _NOBODY:
-            answer = self._answered(call, what, key, load, request)
-            if call.watch is not None:
-                call.watch.answered(answer)
-            return answer
-
-    def _answered(self, call: Call, what: str, key: str, load: Callable[[Any], M], request: Any) -> M:
-        started = time.monotonic()
-        try:
-            head, body = self._transport.fetch(call)
-        except ChanstreamError as error:
-            self._explain(error, request)
-            raise
-        finally:
-            call.context.release()
-        try:
-            answer = answer_of(body, head.content_type, what, key, load)
-        except (StreamAPIError, StreamDecodeError) as error:
-            redact(error, self._transport.secret)
-            raise
-        if hasattr(answer, "latency"):
-            object.__setattr__(answer, "latency", time.monotonic() - started)
-        return answer
+        self._caller.transport.close()
 
     def __enter__(self) -> Client:
         return self
@@ -719,4 +525,4 @@ class Client:
         self.__init__(**settings)  # type: ignore[misc]  # a copy is made as the original was
 
     def __repr__(self) -> str:
-        return f"<Client {self._dialect.name} {self._base_url}>"
+        return f"<Client {self._caller.dialect.name} {self._caller.transport.base_url}>"

@@ -174,7 +174,7 @@ class Failover:
             raise TypeError(f"request: expected ChatCompletionRequest, got {type(request).__name__}")
         asked = [(client, attrs.evolve(request, model=model or request.model)) for client, model in self._servers]
         for client, own in asked:  # all of them now: a server that is seldom needed shall not fail when it is
-            client.check(own, stream=stream, resume=resume)
+            client.caller.check(own, stream=stream, resume=resume)
         failed: list[ChanstreamError] = []
         for client, own in asked:
             try:
@@ -196,7 +196,7 @@ class Failover:
         started = time.monotonic()
 
         def for_client(client: Client) -> Timeout:
-            own = client._timeout if clocks is None else clocks  # noqa: SLF001 - one house
+            own = client.caller.timeout if clocks is None else clocks
             if first_chunk is not None:
                 own = attrs.evolve(own, first_chunk=first_chunk)
             if clocks is None or clocks.total is None:

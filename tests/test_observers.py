@@ -37,7 +37,7 @@ from chanstream import (
     Timeout,
     UserMessage,
 )
-from chanstream.client import Engine
+from chanstream.calls import Engine
 from chanstream.engines import flow
 from chanstream.observers import (
     CallEnded,
@@ -598,7 +598,7 @@ class TestSettings:
     def test_none(self, plain: Link) -> None:
         """Without observers there is nothing to tell them with."""
         client = plain.client(plain.serve("a"))
-        assert client._observers.watch(dialect="", base_url="", path="") is None
+        assert client.caller.observers.watch(dialect="", base_url="", path="") is None
         assert list(client.chat_completion_stream(REQUEST))[-1].is_last_chunk
 
     def test_ports(self) -> None:

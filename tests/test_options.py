@@ -91,7 +91,7 @@ class TestExtras:
         for number in range(200):
             client.chat_completion(REQUEST, extra_headers={"X-Request-Id": str(number)})
         assert [request.headers["X-Request-Id"] for request in server.requests] == [str(n) for n in range(200)]
-        assert len(client._transport._session()._prepared) < 100  # type: ignore[attr-defined]
+        assert len(client.caller.transport._session()._prepared) < 100  # type: ignore[attr-defined]
 
     def test_the_key_stays_the_clients(self, plain: Link) -> None:
         """A header cannot replace the client's key; a client without one may be given its own way of signing in."""
@@ -178,7 +178,7 @@ class TestWithOptions:
         first, second = server.requests
         assert (first.headers["X-A"], first.headers["X-B"]) == ("1", "2")
         assert "X-B" not in second.headers
-        assert new._retry == Retry(max_retries=0, min_delay=0.0, max_delay=0.0)
+        assert new.caller.retry == Retry(max_retries=0, min_delay=0.0, max_delay=0.0)
 
     def test_shares_the_connections(self, link: Link) -> None:
         """The clients use the same connections, and closing one closes them for both, until they are needed again."""
@@ -222,7 +222,7 @@ class TestWithOptions:
         server = plain.serve("one")
         client = plain.client(server).with_options(max_retries=7, extra_query={"a": 1})
         copied = pickle.loads(pickle.dumps(client))
-        assert copied._retry.max_retries == 7
+        assert copied.caller.retry.max_retries == 7
         copied.chat_completion(REQUEST)
         copied.close()
         copy.copy(client).close()

@@ -21,11 +21,11 @@ NAMES = """
     CompletionChunk StreamChoice DeltaMessage ChatCompletionResponse Choice ToolCall FunctionCall UsageInfo FinishReason
     AgentCompletionRequest FIMCompletionRequest RateLimiter
     TextDelta ReasoningDelta ToolCallDelta TextDone ReasoningDone ToolCallDone Finished Failed CompletionEvents
-    Role CompletionStream Channel MergedChannel Context Timeout Retry Failover
+    Role CompletionStream Channel MergedChannel TeedChannel Sender TaskGroup Context Timeout Retry Failover
     ChanstreamError APIError APIStatusError BadRequestError AuthenticationError PermissionDeniedError NotFoundError
     ConflictError UnprocessableEntityError RateLimitError InternalServerError StreamAPIError APIConnectionError
     APITimeoutError StreamError StreamInterruptedError StreamTruncatedError StreamDecodeError EventTooLargeError
-    StreamCancelledError ChannelClosedError CacheError
+    StreamCancelledError ChannelClosedError CacheError JournalError
     CachedClient CacheEngine FileCache RedisCache
 """.split()  # noqa: SIM905 - a table is read more easily
 """What users of the package rely on."""
@@ -43,7 +43,7 @@ def test_it_can_be_imported(name: str) -> None:
     assert pickle.loads(pickle.dumps(value)) is value
 
 
-@pytest.mark.parametrize("name", ["select", "merge"])
+@pytest.mark.parametrize("name", ["select", "merge", "race", "tee"])
 def test_a_function(name: str) -> None:
     """Each public function is described, and at home in one of the package's modules."""
     value = getattr(importlib.import_module("chanstream"), name)
@@ -54,7 +54,7 @@ def test_a_function(name: str) -> None:
 
 def test_all_is_complete() -> None:
     """``__all__`` has every public name once, and each of them can be had."""
-    assert {*NAMES, "select", "merge", "CLOSED", "CompletionEvent"} <= set(chanstream.__all__)
+    assert {*NAMES, "select", "merge", "race", "tee", "CLOSED", "CompletionEvent"} <= set(chanstream.__all__)
     assert len(chanstream.__all__) == len(set(chanstream.__all__))
     assert all(hasattr(chanstream, name) for name in chanstream.__all__)
 

@@ -35,7 +35,7 @@ from chanstream import (
     merge,
     select,
 )
-from chanstream.client import Engine
+from chanstream.calls import Engine
 from chanstream.observers import CallEnded, CallStarted, Fact
 from chanstream.testing import RecordedRequest, Reply, StreamServer
 from tests.conftest import PROMPT, REQUEST, SCALE, Link, producers, within

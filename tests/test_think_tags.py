@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chanstream import Client, ReasoningDelta, StreamInterruptedError, TextDelta
-from chanstream.client import Engine
+from chanstream.calls import Engine
 from chanstream.testing import Reply
 from tests.conftest import REQUEST, SCALE, Link
 

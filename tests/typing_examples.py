@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Literal
 
 import chanstream
@@ -34,6 +36,7 @@ from chanstream import (
     DeltaMessage,
     Dialect,
     Failed,
+    Failover,
     FinishReason,
     Function,
     FunctionCall,
@@ -46,9 +49,12 @@ from chanstream import (
     ResponseHead,
     Retry,
     Role,
+    Sender,
     StreamChoice,
     StreamError,
     SystemMessage,
+    TaskGroup,
+    TeedChannel,
     TextChunk,
     TextDelta,
     ThinkChunk,
@@ -61,7 +67,10 @@ from chanstream import (
     UsageInfo,
     UserMessage,
     merge,
+    race,
+    relay,
     select,
+    tee,
 )
 from chanstream.observers import CallEnded, Fact, RetryScheduled
 from chanstream.telemetry import OpenTelemetryObserver
@@ -325,6 +334,20 @@ def observing(fact: Fact) -> None:
     Client(observers=[len])  # type: ignore[list-item]
 
 
+def relays(client: Client, failover: Failover, stream: CompletionStream) -> None:
+    """A body is an iterator of bytes; a proxy takes whatever asks, and functions that take what they are given."""
+    body: relay.Relay = relay.sse(stream, heartbeat=None, show_errors=str, usage="own_chunk")
+    block: bytes = next(body)
+    wrong_block: str = next(body)  # type: ignore[assignment]
+    headers: list[tuple[str, str]] = relay.text(stream).headers
+    relay.sse(stream, usage="never")  # type: ignore[arg-type]
+    relay.sse(client)  # type: ignore[arg-type]
+    relay.wsgi.proxy(client, models={"one"}, caller=lambda environ: environ.get("HTTP_WHO"))
+    relay.wsgi.proxy(failover, models=["one"], max_tokens_field="max_completion_tokens")
+    relay.wsgi.proxy(stream)  # type: ignore[arg-type]
+    shown: relay.PublicError = relay.public_error(ChanstreamError("x"), show_errors=False)
+
+
 def other_modules() -> None:
     """The event-stream decoder and the test server are typed as well."""
     events: list[ServerSentEvent] = list(decode_events([b"data: x\n\n"]))
@@ -348,3 +371,40 @@ def selecting_and_merging(a: Channel[int], b: Channel[int], stream: CompletionSt
     by_name: MergedChannel[str, CompletionChunk] = merge({"x": stream})
     by_position: MergedChannel[int, int] = merge([a, b])
     wrong_key: MergedChannel[str, int] = merge([a, b])  # type: ignore[assignment]
+
+
+def racing_and_teeing(client: Client, request: ChatCompletionRequest, stream: CompletionStream) -> None:
+    """What wins is what was raced, or what a call of the race opens; what is teed keeps its type."""
+    key, winner = race([stream, stream])
+    right_key: int = key
+    right_winner: CompletionStream = winner
+    wrong_winner: int = winner  # type: ignore[assignment]
+    name, opened = race({"x": partial(client.chat_completion_stream, request)}, timeout=5)
+    right_name: str = name
+    wrong_name: int = name  # type: ignore[assignment]
+    right_opened: CompletionStream = opened
+    _, called = race([lambda context: client.chat_completion_stream(request, context=context)])
+    right_called: CompletionStream = called
+    race([5])  # type: ignore[arg-type]
+    first, _, _ = tee(stream, 3)
+    right_first: TeedChannel[CompletionChunk] = first
+    wrong_first: TeedChannel[int] = first  # type: ignore[assignment]
+
+
+def sending(channel: Channel[int]) -> None:
+    """A sender takes what its channel takes."""
+    with channel.sender() as sender:
+        right_sender: Sender[int] = sender
+        sender.put(1)
+        sender.put("x")  # type: ignore[arg-type]
+
+
+def grouping(client: Client, request: ChatCompletionRequest) -> None:
+    """A task's arguments are those of its function, and its future has the type of what that returns."""
+    with TaskGroup(limit=4, context=Context()) as group:
+        future = group.go(client.chat_completion, request, context=group.context)
+        perhaps: Future[int] | None = group.try_go(len, "x")
+        group.go(client.chat_completion, 5)  # type: ignore[arg-type]
+        group.go(client.chat_completion, request, colour="red")  # type: ignore[call-arg]
+    answer: ChatCompletionResponse = future.result()
+    wrong_answer: int = future.result()  # type: ignore[assignment]

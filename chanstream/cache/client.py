@@ -10,7 +10,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
-from ..client import Client, Terms
+from ..calls import Options, Terms
+from ..client import Client
 from ..context import Context, Timeout
 from ..models.catalog import ModelCapabilities, ModelCard
 from ..models.chat import ChatCompletionRequest, ChatCompletionResponse
@@ -92,8 +93,8 @@ class CachedClient:
         same, this one waits for the head, as long as its own ``first_chunk`` clock says; the clocks of a stream that is
         shared are alike for all, but for ``total`` and the context, which are each call's own.
         """
-        key = _key(self._client.identity(request, ChatCompletionRequest, stream=True))
-        terms = self._client.terms(timeout, context, buffer, errors)
+        key = _key(self._client.caller.identity(request, ChatCompletionRequest, stream=True))
+        terms = self._client.caller.terms(Options(timeout, context, buffer=buffer, errors=errors))
         try:
             return self._stream(request, key, terms)
         except BaseException:
@@ -108,8 +109,8 @@ class CachedClient:
         context: Context | None = None,
     ) -> ChatCompletionResponse:
         """Return the whole answer; arguments and errors as `Client.chat_completion`."""
-        key = _key(self._client.identity(request, ChatCompletionRequest))
-        terms = self._client.terms(timeout, context)
+        key = _key(self._client.caller.identity(request, ChatCompletionRequest))
+        terms = self._client.caller.terms(Options(timeout, context))
         ask = partial(self._client.chat_completion, request, timeout=terms.clocks, context=terms.context)
         answer = _loaded(ChatCompletionResponse, self._whole(key, terms, ask, partial(_loaded, ChatCompletionResponse)))
         return parted(answer) if terms.think_tags else answer
@@ -122,8 +123,8 @@ class CachedClient:
         context: Context | None = None,
     ) -> EmbeddingResponse:
         """Return the vectors of texts; arguments and errors as `Client.embeddings`."""
-        key = _key(self._client.identity(request, EmbeddingRequest))
-        terms = self._client.terms(timeout, context)
+        key = _key(self._client.caller.identity(request, EmbeddingRequest))
+        terms = self._client.caller.terms(Options(timeout, context))
         ask = partial(self._client.embeddings, request, timeout=terms.clocks, context=terms.context)
         answer = _loaded(EmbeddingResponse, self._whole(key, terms, ask, partial(_loaded, EmbeddingResponse)))
         object.__setattr__(answer, "dtype", request.output_dtype or "float")

@@ -11,6 +11,9 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+import attrs
+
+from ..calls import Caller
 from ..client import Client
 from .desk import ReplyWith
 from .reply import Reply
@@ -66,11 +69,12 @@ class FakeClient(Client):
         settings["api_key"] = api_key
         super().__init__(base_url=_NOT_YET, **settings)
         self.server = StreamServer(*replies, reply_with=reply_with, models=models)
-        self._wanted = {**settings, "observers": self._observers.all}
-        self._name = uuid.uuid4().hex  # no two give each other's answers
+        self._wanted = {**settings, "observers": self._caller.observers.all}
+        self._origin = f"fake://{uuid.uuid4().hex}"  # no two give each other's answers
         self._serving = threading.Lock()  # guards that several first requests start it once, and `_state`
         self._state = "new"
         self._end = weakref.finalize(self, self.server.close)
+        self._caller = attrs.evolve(self._caller, origin=self._origin)
 
     @property
     def requests(self) -> tuple[RecordedRequest, ...]:
@@ -102,18 +106,13 @@ class FakeClient(Client):
         other.__dict__["served_by"] = self
         return other
 
-    def identity(self, *args: Any, **options: Any) -> dict[str, Any]:
-        """Returns as `Client.identity`, with an address that is the same before and after the server's start.
-
-        :meta private:
-        """
-        return {**super().identity(*args, **options), "url": f"fake://{self._name}"}
-
-    def _call(self, *args: Any, **options: Any) -> Any:
+    def _ready(self) -> Caller:
         self._serve()
-        call = super()._call(*args, **options)
-        call.context.on_done(self._outlive)
-        return call
+        return self._held_by_calls(self._caller)
+
+    def _held_by_calls(self, caller: Caller) -> Caller:
+        """Returns a caller each of whose calls holds this client; for one call, because kept it would be a circle."""
+        return attrs.evolve(caller, on_call=lambda context: context.on_done(self._outlive))
 
     def _outlive(self, _: object) -> None:
         """Does nothing but be held by each stream: one whose client nobody else holds must not lose its server."""
@@ -125,15 +124,16 @@ class FakeClient(Client):
                 raise RuntimeError("this FakeClient has been closed: make a new one")
             if self._state == "new":
                 super().__init__(base_url=self.server.start().url, **self._wanted)
+                self._caller = attrs.evolve(self._caller, origin=self._origin)
                 if self._wanted.get("session") is None:
-                    self._transport.trust_env = False  # no proxy leads to our own loopback
+                    self._caller.transport.trust_env = False  # no proxy leads to our own loopback
                 self._state = "serving"
 
     def __getstate__(self) -> NoReturn:
         raise TypeError("a FakeClient can be neither pickled nor copied: its server lives in this process")
 
     def __repr__(self) -> str:
-        return f"<FakeClient {self._dialect.name}, {len(self.requests)} requests>"
+        return f"<FakeClient {self._caller.dialect.name}, {len(self.requests)} requests>"
 
 
 class _Sibling(Client):
@@ -144,13 +144,8 @@ class _Sibling(Client):
     def with_options(self, **changes: Any) -> Client:
         return self.served_by._sibling(super().with_options(**changes))  # noqa: SLF001 - of the same house
 
-    def identity(self, *args: Any, **options: Any) -> dict[str, Any]:
-        return {**super().identity(*args, **options), "url": self.served_by.identity(*args, **options)["url"]}
-
-    def _call(self, *args: Any, **options: Any) -> Any:
-        call = super()._call(*args, **options)
-        call.context.on_done(self.served_by._outlive)  # noqa: SLF001 - as above
-        return call
+    def _ready(self) -> Caller:
+        return self.served_by._held_by_calls(self._caller)  # noqa: SLF001 - of the same house
 
     def __getstate__(self) -> NoReturn:
         self.served_by.__getstate__()

@@ -632,7 +632,7 @@ class TestReplay:
 
     def test_a_deadline_of_a_slow_replay(self, endless: CachedClient) -> None:
         """A replay that waits for its time obeys the total clock."""
-        first, last = endless.chat_completion_stream(REQUEST, timeout=0.1)
+        first, last = endless.chat_completion_stream(REQUEST, timeout=0.1 * SCALE)
         assert first.text == "one"
         assert isinstance(last.error, APITimeoutError)
         assert last.error.clock == "total"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FROM_HERE = ("-p", "no:chanstream", "-p", "chanstream.testing.plugin")
 """Not the installed entry point, if there is one: a plugin cannot be registered twice."""
