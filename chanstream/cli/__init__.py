@@ -1,4 +1,4 @@
-"""The command line: ``chanstream chat`` and ``chanstream serve``.
+"""The command line: ``chanstream chat``, ``chanstream batch`` and ``chanstream serve``.
 
 It stands on the public names of the library alone. It needs click and rich, the extra ``cli``; nothing outside of this
 package imports them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, closing
 from typing import TextIO, TypeAlias
 
@@ -22,36 +22,21 @@ from .. import (
     SystemMessage,
     UserMessage,
 )
-from .presets import PRESETS
+from .connection import Connection, usage_errors
 from .render import Printer, complain, note, on_terminal, printer
-from .serve import demo_server
 from .statistics import Statistics
 
 _Message: TypeAlias = "SystemMessage | UserMessage | AssistantMessage"
 
 
 @attrs.frozen(kw_only=True)
-class Settings:
+class Settings(Connection):
     """The options of the command."""
 
-    model: str | None
     system: str | None
-    base_url: str | None
-    dialect: str
     temperature: float | None
     as_json: bool
     stats: bool
-    demo: bool
-
-    @property
-    def chosen_model(self) -> str:
-        """The model to ask: the dialect's, where none is named."""
-        return PRESETS[self.dialect].model if self.model is None else self.model
-
-    @property
-    def key_variable(self) -> str:
-        """The environment variable that holds the key."""
-        return PRESETS[self.dialect].key_variable
 
 
 def chat(argument: str | None, settings: Settings) -> int:
@@ -63,9 +48,8 @@ def chat(argument: str | None, settings: Settings) -> int:
     """
     prompt = _prompt(argument)
     with ExitStack() as exits:
-        conversation = Conversation(_client(settings, exits), settings, printer(as_json=settings.as_json))
-        if settings.demo:
-            note("demo: answers are made up by a server inside of this command, not by a model")
+        conversation = Conversation(settings.client(exits), settings, printer(as_json=settings.as_json))
+        settings.introduce()
         return _converse(conversation) if prompt is None else conversation.answer(prompt)
 
 
@@ -113,7 +97,7 @@ class Conversation:
         """Yield the chunks of an answer; what goes wrong before the first is a chunk like what goes wrong later."""
         settings = self._settings
         try:
-            with _usage_errors():
+            with usage_errors():
                 request = ChatCompletionRequest(settings.chosen_model, messages, temperature=settings.temperature)
                 stream = self._client.chat_completion_stream(request)
         except ChanstreamError as error:
@@ -174,27 +158,3 @@ def _prompt(argument: str | None) -> str | None:
 
 def _read_all(stream: TextIO | None) -> str:
     return "" if stream is None else stream.read()
-
-
-def _client(settings: Settings, exits: ExitStack) -> Client:
-    """Return a client for the command; it and the server of a demo end with ``exits``."""
-    base_url, key = settings.base_url, os.environ.get(settings.key_variable)
-    if settings.demo:
-        if base_url is not None:
-            raise click.UsageError("--demo and --base-url exclude each other: the demo brings its own server.")
-        base_url, key = exits.enter_context(demo_server()).url, ""
-    elif key is None:
-        if base_url is None:
-            raise ChanstreamError(f"no API key: set {settings.key_variable} in the environment (or try --demo)")
-        key = ""  # a server of one's own seldom asks for one
-    with _usage_errors():
-        return exits.enter_context(Client(key, base_url=base_url, dialect=settings.dialect))
-
-
-@contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Tell what the library says about a wrong argument as click tells it: its text names the option."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise click.UsageError(str(error)) from None

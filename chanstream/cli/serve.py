@@ -1,4 +1,4 @@
-"""``chanstream serve``, and the server inside of ``chanstream chat --demo``: answers without a model."""
+"""``chanstream serve``, and the server inside of a command with ``--demo``: answers without a model."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def serve(host: str, port: int, pace: float, text: str | None) -> int:
 
 
 @contextmanager
-def demo_server() -> Iterator[StreamServer]:
-    """Give a server for one demo, which this process reaches without a proxy."""
+def demo_server(pace: float) -> Iterator[StreamServer]:
+    """Give a server for one demo, which this process reaches without a proxy; ``pace``: seconds between two tokens."""
     os.environ["no_proxy"] = "127.0.0.1"
-    with StreamServer(reply_with=replies(DEMO_PACE)) as server:
+    with StreamServer(reply_with=replies(pace), keep=0) as server:
         yield server
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import struct
 import subprocess
 import sys
 import time
@@ -76,6 +77,14 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def _resize(tty: int, lines: int, columns: int) -> None:
+    """Give a terminal a size; a new one has none, and programs show less on it."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(tty, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+
 class Terminal:
     """A command on a pseudo-terminal, and the person in front of it.
 
@@ -86,6 +95,7 @@ class Terminal:
 
     def __init__(self, *arguments: str, stdout: int | None = None) -> None:
         self._screen, tty = os.openpty()
+        _resize(tty, 24, 80)
         self._unseen = ""
         self.process = subprocess.Popen(
             [sys.executable, "-c", _ON_TERMINAL, *arguments],

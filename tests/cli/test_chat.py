@@ -215,6 +215,7 @@ class TestDemo:
         assert (ended.returncode, len(ended.stderr.splitlines())) == (0, 1)
         assert '"Hello"' in ended.stdout
 
+    @pytest.mark.slow
     def test_a_long_prompt(self) -> None:
         """--demo quotes the beginning of a long prompt."""
         ended = run("chat", "--demo", "--json", input="word " * 1000, env=BARE)

@@ -54,7 +54,7 @@ def test_version() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"chanstream {chanstream.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", [[], ["chat"], ["serve"]], ids=["all", "chat", "serve"])
+@pytest.mark.parametrize("command", [[], ["chat"], ["batch"], ["serve"]], ids=["all", "chat", "batch", "serve"])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """--help explains every command, with examples that keep their lines, for a terminal of 80 columns."""
     assert main([*command, "--help"]) == 0
@@ -63,9 +63,10 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_keys_are_no_options(capsys: pytest.CaptureFixture[str]) -> None:
-    """The help of chat names the variables that hold the keys, and says why there is no option for them."""
-    assert main(["chat", "--help"]) == 0
+@pytest.mark.parametrize("command", ["chat", "batch"])
+def test_keys_are_no_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of what asks names the variables that hold the keys, and says why there is no option for them."""
+    assert main([command, "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "There is no option for it" in out
     assert all(preset.key_variable in out and preset.model in out for preset in PRESETS.values())
@@ -95,9 +96,10 @@ def test_missing_packages(package: str) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", told)
 
 
-def test_help_is_quick() -> None:
+@pytest.mark.parametrize("command", ["chat", "batch"])
+def test_help_is_quick(command: str) -> None:
     """Help comes without the HTTP library, the test server and rich."""
-    ended = run("chat", "--help", python=("-c", _IMPORTED), env=BARE)
+    ended = run(command, "--help", python=("-c", _IMPORTED), env=BARE)
     assert (ended.returncode, ended.stderr) == (0, "\n")
 
 
