@@ -19,12 +19,12 @@ import attrs
 import pytest
 
 from tests.conftest import SCALE, within
+from tests.debian import NotThereError, programs_folder, unpacked
 
 PACKAGES = ("redis-server", "redis-tools", "libatomic1", "libjemalloc2", "liblzf1")
 """What Redis is made of, beside libraries that every Debian has."""
 
 _START_TIME = 20 * SCALE
-_INSTALL_TIME = 40  # less than a test may take in all: the first one brings it
 
 # The server ends with the tests, however they end: the launcher's standard input is a pipe that nobody else holds.
 _LAUNCH = """
@@ -34,10 +34,6 @@ sys.stdin.read()
 server.kill()
 server.wait()
 """
-
-
-class NotThereError(Exception):
-    """There is no Redis here, and it cannot be brought here; the text says why."""
 
 
 @attrs.frozen
@@ -64,38 +60,14 @@ class RedisServer:
     url: str
 
 
-def find(folder: Path) -> Program:
-    """Return Redis's program: the one on the PATH, or the one in ``folder``, unpacked there if need be."""
+def find(place: Path) -> Program:
+    """Return Redis's program: the one on the PATH, or the one in ``place``, unpacked there if need be."""
     installed = shutil.which("redis-server")
     if installed:
         return Program(installed)
-    home = folder / "redis"
-    if not (home / "usr/bin/redis-server").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            _download(Path(aside))
-            with contextlib.suppress(OSError):  # another test run was faster; as good
-                Path(aside, "root").rename(home)
+    home = unpacked(place / "redis", *PACKAGES)
     library = next(home.glob("usr/lib/*/libjemalloc.so.*"), None)
     return Program(str(home / "usr/bin/redis-server"), str(library.parent) if library else "")
-
-
-def _download(folder: Path) -> None:
-    if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        raise NotThereError("no redis-server on the PATH, and no apt-get and dpkg to bring it")
-    _run("apt-get", "download", *PACKAGES, cwd=folder)
-    for package in folder.glob("*.deb"):
-        _run("dpkg", "-x", str(package), "root", cwd=folder)
-
-
-def _run(*command: str, cwd: Path) -> None:
-    try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_INSTALL_TIME, check=False)
-    except subprocess.TimeoutExpired:
-        raise NotThereError(f"no redis-server: {command[0]} {command[1]} took too long") from None
-    if done.returncode:
-        last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
-        raise NotThereError(f"no redis-server: {command[0]} {command[1]} failed: {last}")
 
 
 def _listens(path: Path) -> bool:
@@ -125,11 +97,9 @@ def running(program: Program) -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A running Redis, empty at first. The tests are skipped where there is none, with the reason."""
-    cache = getattr(request.config, "cache", None)  # absent with `-p no:cacheprovider`
-    folder = os.environ.get("CHANSTREAM_TEST_SERVERS") or (cache and cache.mkdir("servers"))
     with contextlib.ExitStack() as exits:
         try:
-            program = find(Path(folder or tmp_path_factory.mktemp("servers")))
+            program = find(programs_folder(request, tmp_path_factory))
             server = exits.enter_context(running(program))
         except NotThereError as error:
             pytest.skip(str(error))

@@ -37,12 +37,12 @@ def shell(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("block", CONSOLE, ids=lambda block: f"line {block.line}")
-def test_a_command(block: Block, shell: dict[str, str]) -> None:
+def test_a_command(block: Block, shell: dict[str, str], tmp_path: Path) -> None:
     """A command, given to a shell as it stands, writes what stands below it."""
     command, _, expected = block.code.removeprefix("$ ").partition("\n")
     done = subprocess.run(
-        command, shell=True, env=shell, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, timeout=30, check=False,
+        command, shell=True, env=shell, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert doctest.OutputChecker().check_output(expected, done.stdout, doctest.ELLIPSIS), done.stdout
 

@@ -15,7 +15,7 @@ import pytest
 from tests.docs.blocks import ROOT
 from tests.docs.conftest import Internet
 
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))  # the others go on until they are told to end
 
 PRINTED = {
     "01_stream": """
@@ -50,6 +50,16 @@ PRINTED = {
         slow: Let me see. It is Paris.
         fast knows, and the slow stream is streaming
         after the loop it is cancelled
+    """,
+    "05_batch": """
+        cherry: It has a colour of its own.
+        lime: It has a colour of its own.
+        cherry: answered
+        lime: answered
+        plum: [400] api_error: What is a plum?
+        lemon: answered
+        orange: answered
+        5 lines, 4 of them answers
     """,
 }
 
