@@ -28,6 +28,7 @@ COLUMNS: dict[str, tuple[tuple[str, str, int], ...]] = {
     "first_chunk": (("wait_us", "µs to the first chunk", 0),),
     "memory": (("kib", "KiB per open stream", 1),),
     "import": (("cpu_ms", "import, CPU ms", 1), ("ready_ms", "import and first answer, CPU ms", 1)),
+    "batch": (("wall_us", "µs per stream", 0), ("cpu_us", "CPU µs per stream", 0)),
     "growth": (
         ("small_us", "µs per KiB, events of 4 KiB", 1),
         ("big_us", "µs per KiB, one event", 1),
@@ -41,6 +42,7 @@ BASELINES = {
     "paced": ("naive", "x queue.Queue"),
     "requests": ("bare-requests", "x the body at once"),
     "first_chunk": ("raw", "x the floor"),
+    "batch": ("pool", "x ThreadPoolExecutor"),
 }
 
 
@@ -156,6 +158,8 @@ def limits(ours: str) -> list[Limit]:
         ]
     found.append(Limit("memory of an open stream, in KiB", ("memory", ours, "kib"), 60))
     found += compared("request of one chunk: CPU", "requests", "cpu_us", {"bare-requests": 1.15})
+    for key, words in (("wall_us", "time"), ("cpu_us", "CPU")):
+        found += compared(f"a batch of 2000 streams: {words}", "batch", key, {"pool": 1.0, "openai": 1 / 3})
     found.append(Limit("one event of 4 MiB, per byte, over events of 4 KiB", ("growth", ours, "growth"), 2))
     return found
 

@@ -15,9 +15,9 @@ from .clients import client_class
 
 Sample = dict[str, Any]
 
-MEASURES = ("fast", "paced", "requests", "first_chunk", "memory", "import", "growth")
+MEASURES = ("fast", "paced", "requests", "first_chunk", "memory", "import", "growth", "batch")
 
-_LIMITS = {"paced": 90, "growth": 240}
+_LIMITS = {"paced": 90, "growth": 240, "batch": 240}
 """Seconds for one measurement, 60 if nothing else is said. A client that needs more is shown as such, and not asked
 again."""
 
@@ -48,6 +48,7 @@ def cases(measures: tuple[str, ...], streams: tuple[int, ...] = (), *, quick: bo
         "first_chunk": {"times": 5 if quick else 50},
         "memory": {"streams": 50 if quick else 500},
         "import": {},
+        "batch": {"streams": 200 if quick else 2000, "count": 50, "concurrency": 16},
         "growth": {"big": (1 << 17) if quick else (1 << 22), "seconds": seconds},
     }
     found = [Case(measure, measure, options) for measure, options in simple.items() if measure in measures]
@@ -75,7 +76,7 @@ def fits(case: Case, name: str) -> bool:
         return kind.only == case.measure
     if case.measure == "paced":
         return kind.threads if case.options["mode"] == "threads" else kind.can_merge()
-    return True
+    return kind.threads or case.measure != "batch"
 
 
 def run(port: int, wanted: list[Case], clients: list[str], rounds: int, tell: Callable[[Sample], None]) -> None:

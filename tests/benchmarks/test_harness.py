@@ -54,6 +54,7 @@ def test_a_stamp_can_be_read_from_the_text(last: bool) -> None:
     assert rest[int(size, 16) :].startswith(b"\r\n")
 
 
+@pytest.mark.slow
 def test_every_client_of_ours_and_of_the_standard_kind_can_be_measured(port: int) -> None:
     """What the test extra installs can be measured in every way that fits, and gives all the figures of the tables."""
     wanted = [
@@ -65,6 +66,8 @@ def test_every_client_of_ours_and_of_the_standard_kind_can_be_measured(port: int
     ]
     pairs = [(wanted[0], name) for name in OF_THE_TEST_EXTRA]
     pairs += [(case, name) for case in wanted[1:] for name in ("raw", "naive", "asyncio") if runner.fits(case, name)]
+    batch = runner.Case("batch", "batch", {"streams": 8, "count": 5, "concurrency": 3})
+    pairs += [(batch, name) for name in ("pool", *OF_THE_TEST_EXTRA) if runner.fits(batch, name)]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         figures = list(pool.map(lambda pair: runner.measure(port, *pair), pairs))
     for (case, name), got in zip(pairs, figures, strict=True):

@@ -91,6 +91,15 @@ def requests(client: Client, _: int, seconds: float) -> Figures:
     return {"cpu_us": repeated(client, 1, 190, times=1000, seconds=seconds) * 1e6}
 
 
+def batch(client: Client, _: int, streams: int, count: int, concurrency: int) -> Figures:
+    """Time and CPU per stream of many that are read so many at a time; the connections are made within it."""
+    models = [scenario.fast(count, 190)] * streams
+    before, started = cpu(), time.perf_counter()
+    if client.batch(models, concurrency) != streams * count * scenario.characters(190):
+        raise AssertionError("text was lost")
+    return {"wall_us": (time.perf_counter() - started) / streams * 1e6, "cpu_us": (cpu() - before) / streams * 1e6}
+
+
 def growth(client: Client, _: int, big: int, seconds: float) -> Figures:
     """CPU per KiB of one big event, and of as many bytes in events of 4 KiB."""
     small = repeated(client, big // 4096, 4096, times=10, seconds=seconds)
@@ -269,6 +278,7 @@ MEASURES = {
     "first_chunk": first_chunk,
     "memory": memory,
     "growth": growth,
+    "batch": batch,
 }
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ _WHERE = {
     "raw": "raw.RawSocket",
     "asyncio": "raw.RawAsyncio",
     "bare-requests": "plain.BareRequests",
+    "pool": "plain.Pool",
     "iter-lines": "plain.IterLines",
     "sseclient": "plain.Sseclient",
     "naive": "plain.Naive",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 PROMPT = [{"role": "user", "content": "x"}]
@@ -63,6 +64,11 @@ class Client:
         for iterator in iterators:
             next(iterator)
         return streams, iterators
+
+    def batch(self, models: list[str], concurrency: int) -> int:
+        """Read all streams, so many at a time, and return the number of characters of all."""
+        with ThreadPoolExecutor(concurrency) as pool:
+            return sum(pool.map(self.count, models))
 
     def merged(self, models: list[str], seen: Callable[[int, str], None]) -> None:
         """Read all streams in this thread to their ends, telling of each text the position of its stream."""

@@ -35,6 +35,11 @@ class Threaded(Client):
             raise item.error
         return item.text
 
+    def batch(self, models: list[str], concurrency: int) -> int:
+        prompt = [self._chanstream.UserMessage("x")]
+        requests = (self._chanstream.ChatCompletionRequest(model, prompt) for model in models)
+        return sum([len(result.response.text) for result in self._client.batch(requests, concurrency=concurrency)])
+
     def merged(self, models: list[str], seen: Callable[[int, str], None]) -> None:
         for key, item in self._chanstream.merge([self.stream(model) for model in models]):
             seen(key, self.text(item))
