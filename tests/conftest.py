@@ -6,8 +6,11 @@ import contextlib
 import gc
 import os
 import ssl
+import sys
 import threading
 import time
+import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,9 @@ import attrs
 import pytest
 import trustme
 
-from chanstream import ChatCompletionRequest, Client, Retry, UserMessage
-from chanstream.client import Engine
+from chanstream import ChatCompletionRequest, Client, Retry, UserMessage, stream
+from chanstream.calls import Engine
+from chanstream.engines import collecting, flow
 from chanstream.testing import Reply, StreamServer
 
 # Whatever the machine's proxy is for: the servers of the tests are on loopback, under whichever name.
@@ -25,12 +29,57 @@ _HERE = "127.0.0.1,localhost,::1,.mistral.ai,.groq.com,.openai.com"
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), _HERE]))
 
 SCALE = float(os.environ.get("CHANSTREAM_TEST_SCALE", "1"))
-"""Multiplies every time limit of the tests: for machines that are slower than what the promises are made for."""
+"""Multiplies all clocks and time limits of the tests: for machines slower than what the promises are made for."""
 
-PROMPT = 0.050 * SCALE
+PATIENCE = float(os.environ.get("CHANSTREAM_TEST_PATIENCE", "1"))
+"""Multiplies what may be late once more: for runs with company, in which only a hang is to be told from a delay."""
+
+# And the clocks that no argument sets: whether a connection is kept hangs on them.
+for _module, _clock in (flow, "DRAIN_SECONDS"), (stream, "_DRAIN_GRACE"), (collecting, "_DRAIN_GRACE"):
+    setattr(_module, _clock, SCALE * getattr(_module, _clock))
+
+USUALLY = 0.050 * SCALE
+"""Seconds, for the median of several, or the best: company does not make all of them late."""
+
+PROMPT = USUALLY * PATIENCE
 """Seconds within which a cancel must have freed everything."""
 
 REQUEST = ChatCompletionRequest("test-model", [UserMessage("Say it.")])
+
+
+_STRIDE = 5
+"""Of the variants of a test, most of which are products (each engine, with TLS and without, ...), a run that names no
+tests takes every fifth. With which it begins hangs on the test's name, so that all values of a factor have their turn
+somewhere, and on the Python, so that others have it there."""
+
+
+def _takes_all(config: pytest.Config) -> bool:
+    """Return whether tests were named, or chosen."""
+    named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    return bool(named or config.option.keyword or config.option.markexpr)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say what is run."""
+    return "all tests" if _takes_all(config) else "some variants of each, and nothing slow; all: pytest tests"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take some variants of each test, where no tests were named: a look at everything, in a few minutes."""
+    if _takes_all(config):
+        return
+    variants: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            variants.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    taken = {item for name, each in variants.items() for item in _some(name, each)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in taken])
+    items[:] = [item for item in items if item in taken]
+
+
+def _some(name: str, variants: list[pytest.Item]) -> list[pytest.Item]:
+    first = (zlib.crc32(name.encode()) + sys.version_info.minor) % min(_STRIDE, len(variants))
+    return variants[first::_STRIDE]
 
 
 def pytest_collection_finish() -> None:
@@ -51,6 +100,7 @@ def within(seconds: float, holds: Callable[[], object]) -> bool:
     spent = 0.0
     while not holds():
         if spent > seconds:
+            _say_what_is_done()
             return False
         asleep = time.monotonic()
         time.sleep(_STEP)
@@ -59,6 +109,15 @@ def within(seconds: float, holds: Callable[[], object]) -> bool:
 
 
 _STEP = 0.001
+
+
+def _say_what_is_done() -> None:
+    """Tell where the library's threads are: of a test that fails once in a while nothing else is left."""
+    frames = sys._current_frames()
+    for thread in threading.enumerate():
+        if thread.name.startswith("chanstream") and thread.ident in frames:
+            where = traceback.format_stack(frames[thread.ident], limit=4)
+            sys.stderr.write(f"{thread.name} is at\n{''.join(where)}")
 
 
 def producers() -> int:

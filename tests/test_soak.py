@@ -297,6 +297,7 @@ class Soak:
         return list(visits.values())
 
 
+@pytest.mark.slow
 def test_soak(plain: Link, tls: ssl.SSLContext) -> None:
     """Streams of both engines, with TLS and without, end each exactly once, with their own text and nothing lost."""
     links = [plain, attrs.evolve(plain, tls=tls)]

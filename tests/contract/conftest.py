@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from chanstream import timers
-from chanstream.client import Engine
+from chanstream.calls import Engine
 from chanstream.engines import flow, poller
+from tests.conftest import SCALE
 
 
 @pytest.fixture(params=["threaded", "poller"])
@@ -26,4 +27,4 @@ def brief_waits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(timers, "_LINGER", 0.001)
         monkeypatch.setattr(poller, "_LINGER", 0.001)
     if not request.node.nodeid.startswith(("tests/contract/test_08", "tests/contract/test_11")):
-        monkeypatch.setattr(flow, "DRAIN_SECONDS", 0.05)
+        monkeypatch.setattr(flow, "DRAIN_SECONDS", 0.05 * SCALE)

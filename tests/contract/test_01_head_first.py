@@ -282,12 +282,14 @@ FAULTS = {
     "broken gzip": Fault(Reply(raw=GZIP), StreamDecodeError, ()),
     "too large": Fault(Reply(["one", "x" * 999]), EventTooLargeError, ("one",), "600", {"max_event_bytes": 600}),
     "silence": Fault(
-        Reply("one two", stall_after=2), APITimeoutError, words="idle", settings={"timeout": Timeout(idle=0.1)}
+        Reply("one two", stall_after=2), APITimeoutError, words="idle", settings={"timeout": Timeout(idle=0.1 * SCALE)}
     ),
     "first silence": Fault(
-        Reply(stall_after=0), APITimeoutError, (), "first_chunk", {"timeout": Timeout(first_chunk=0.1)}
+        Reply(stall_after=0), APITimeoutError, (), "first_chunk", {"timeout": Timeout(first_chunk=0.1 * SCALE)}
     ),
-    "deadline": Fault(Reply("one two", stall_after=2), APITimeoutError, words="total", settings={"timeout": 0.2}),
+    "deadline": Fault(
+        Reply("one two", stall_after=2), APITimeoutError, words="total", settings={"timeout": 0.2 * SCALE}
+    ),
 }
 
 EVERY_FAULT = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -29,6 +29,7 @@ from chanstream import (
     StreamTruncatedError,
     Timeout,
 )
+from chanstream.engines.flow import Flow
 from chanstream.testing import Reply
 from tests.conftest import REQUEST, SCALE, Link, within
 
@@ -278,3 +279,26 @@ class TestAConsumerThatClosed:
         chunks = list(stream)
         assert [type(evt.error) for evt in chunks] == [type(None)] * 2 + [StreamCancelledError]
         assert stream.state == "cancelled"
+
+    @pytest.mark.parametrize("step", ["cancel", "fail"])
+    def test_a_cancel_that_is_held_up(self, link: Link, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+        """A cancel whose thread is held up in the middle of it, while the server goes on, is no end without a word."""
+        context, go_on = Context(), threading.Event()
+        canceller = threading.Thread(target=context.cancel)
+        original: Callable[[Flow, Any], None] = getattr(Flow, step)
+
+        def held_up(flow: Flow, error: Any) -> None:
+            if threading.current_thread() is canceller:
+                go_on.wait(5 * SCALE)
+            original(flow, error)
+
+        monkeypatch.setattr(Flow, step, held_up)
+        stream = link.client(link.serve(Reply(["a", *"bcdefgh"], pace=0.02))).chat_completion_stream(
+            REQUEST, context=context
+        )
+        chunks = [stream.get()]
+        canceller.start()
+        chunks += stream
+        go_on.set()
+        canceller.join()
+        assert ends(chunks) == chunks[-1:]

@@ -13,11 +13,11 @@ import pytest
 from chanstream import Client, StreamDecodeError
 from chanstream.testing import Reply
 from chanstream.testing.reply import Compression, Framing
-from tests.conftest import REQUEST, SCALE, Link
+from tests.conftest import REQUEST, USUALLY, Link
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-DELAY = 0.020 * SCALE
+DELAY = 0.4 * USUALLY
 """Seconds that a token may take from the server to the consumer."""
 
 FRAMINGS = pytest.mark.parametrize("framing", get_args(Framing))

@@ -18,14 +18,14 @@ import pytest
 
 from chanstream import APITimeoutError, Client, CompletionChunk, Context, Retry, Timeout, UserMessage
 from chanstream.testing import Reply
-from tests.conftest import REQUEST, SCALE, Link, within
+from tests.conftest import PROMPT, REQUEST, SCALE, Link, within
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 CLOCK = 0.12 * SCALE
 """What the clock under test is set to, in seconds: time for an attempt or two. All others are far away."""
 
-LATE = 0.1 * SCALE
+LATE = 2 * PROMPT
 """How late a clock may be on a busy machine; a wrong clock is seconds late, or never comes."""
 
 FAR = Timeout(connect=20, first_chunk=30, idle=40, total=50)
@@ -228,8 +228,8 @@ class TestIdle:
 
     def test_starts_anew_with_each_chunk(self, plain: Link) -> None:
         """A stream may take any time as long as no single wait is too long."""
-        reply = Reply("one two three four five", pace=0.5 * CLOCK)
-        assert plain.stream(reply, timeout=clock(idle=CLOCK)).collect().text == "one two three four five"
+        stream = plain.stream(Reply("word " * 16, pace=0.25 * CLOCK), timeout=clock(idle=3 * CLOCK))
+        assert stream.collect().text == "word " * 16
 
     def test_starts_with_the_first_chunk(self, plain: Link) -> None:
         """The wait for the first chunk is not its business: a model that thinks is silent for long."""

@@ -47,6 +47,7 @@ from tests.conftest import PROMPT, SCALE, Link, producers, within
 from tests.third_party.conftest import Llmock
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(60, func_only=True),  # the first fixture may have to install the server
     pytest.mark.usefixtures("nothing_left"),
 ]

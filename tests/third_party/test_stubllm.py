@@ -23,6 +23,7 @@ from tests.conftest import Link
 from tests.third_party.servers import Server
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(60, func_only=True),  # the first fixture may have to install the server
     pytest.mark.usefixtures("nothing_left"),
 ]
