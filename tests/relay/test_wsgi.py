@@ -531,7 +531,7 @@ def test_a_caller_who_leaves_is_noticed_within_one_heartbeat(place: Place, monke
     assert upstream.wait_for(lambda server: server.open_connections == 0, 1.9 * heartbeat)
 
 
-@pytest.mark.parametrize("web_server", ["wsgiref", "werkzeug"])  # waitress does not let the socket be found
+@EACH_SERVER
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_caller_who_leaves_before_the_head(place: Place, stream: bool) -> None:
     """A caller who leaves while the server has not even begun to answer frees it too, whole answers among them."""
