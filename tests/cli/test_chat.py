@@ -18,7 +18,7 @@ import pytest
 from chanstream.cli import main
 from chanstream.testing import Reply
 from tests.cli.commands import BARE, KEY, TIMEOUT, asking, read_until, run, started
-from tests.conftest import SCALE, Link
+from tests.conftest import Link
 from tests.servers.upstream import Upstream
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and pipes")

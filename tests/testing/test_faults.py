@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 from chanstream.testing import Reply, StreamServer
-from tests.conftest import PROMPT, SCALE, USUALLY
+from tests.conftest import PROMPT, USUALLY
 
 from .conftest import STREAM, Peers
 from .wire import body_of, http_chunks, post, read_all, read_until
@@ -23,6 +23,9 @@ from .wire import body_of, http_chunks, post, read_all, read_until
 ABC = Reply(chunks=["a", "b", "c"])
 EVENTS = [b"data: a\n\n", b"data: b\n\n", b"data: c\n\n"]
 BODY = b"".join(EVENTS)
+
+BEAT = PROMPT
+"""Seconds: long enough for something that comes at once to be there before it is over."""
 
 
 def arrivals(peer: socket.socket, *ends: bytes) -> list[float]:
@@ -62,16 +65,16 @@ class TestDelays:
 
     def test_first_delay(self, peers: Peers) -> None:
         """The head comes at once, the first event after its delay, the others without."""
-        reply = attrs.evolve(ABC, first_delay=0.1 * SCALE)
+        reply = attrs.evolve(ABC, first_delay=2 * BEAT)
         head, first, last = arrivals(peers.dial(peers.serve(reply)), b"\r\n\r\n", EVENTS[0], EVENTS[2])
-        assert head < 0.1 * SCALE <= first <= last < first + 2 * PROMPT
+        assert head < 2 * BEAT <= first <= last < first + 2 * PROMPT
 
     def test_pace(self, peers: Peers) -> None:
         """Events come one by one, the first without a wait."""
-        times = arrivals(peers.dial(peers.serve(attrs.evolve(ABC, pace=0.05 * SCALE))), *EVENTS)
-        assert times[0] < 0.05 * SCALE
-        assert times[1] >= 0.05 * SCALE
-        assert times[2] >= 0.1 * SCALE
+        times = arrivals(peers.dial(peers.serve(attrs.evolve(ABC, pace=BEAT))), *EVENTS)
+        assert times[0] < BEAT
+        assert times[1] >= BEAT
+        assert times[2] >= 2 * BEAT
 
     def test_pace_does_not_drift(self, plain: Peers) -> None:
         """A stream of many events takes the time of its beats and not much more."""
@@ -81,16 +84,16 @@ class TestDelays:
 
     def test_pace_of_pieces(self, plain: Peers) -> None:
         """A body has no events, so its pieces are paced."""
-        peer = plain.dial(plain.serve(Reply(body=b"0123456789", split=5, pace=0.05 * SCALE)))
+        peer = plain.dial(plain.serve(Reply(body=b"0123456789", split=5, pace=BEAT)))
         first, second = arrivals(peer, b"01234\r\n", b"56789\r\n")
-        assert first < 0.05 * SCALE <= second
+        assert first < BEAT <= second
 
     def test_pace_of_raw(self, plain: Peers) -> None:
         """The pieces of a raw response are paced too, and its head comes before the first delay."""
         raw = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabcdef"
-        peer = plain.dial(plain.serve(Reply(raw=raw, split=3, first_delay=0.05 * SCALE, pace=0.05 * SCALE)))
+        peer = plain.dial(plain.serve(Reply(raw=raw, split=3, first_delay=BEAT, pace=BEAT)))
         head, first, second = arrivals(peer, b"\r\n\r\n", b"abc", b"def")
-        assert head < 0.05 * SCALE <= first < 0.1 * SCALE <= second
+        assert head < BEAT <= first < 2 * BEAT <= second
 
 
 class TestPings:
