@@ -15,7 +15,6 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from ..context import Context
@@ -120,7 +119,7 @@ class Body:
 
 def socket_of(environ: Mapping[str, Any]) -> int | None:
     """Return the descriptor of the caller's socket; None where it cannot be found."""
-    body = environ.get("wsgi.input")  # wsgiref's is the socket's file, gevent's has that file
+    body = environ.get("wsgi.input")  # wsgiref's is the socket's file, gevent's has that file, uWSGI's its number
     for found in (environ.get("gunicorn.socket"), environ.get("werkzeug.socket"), body, getattr(body, "rfile", None)):
         try:
             descriptor: int = found.fileno()  # type: ignore[union-attr]  # whatever has one
@@ -128,9 +127,6 @@ def socket_of(environ: Mapping[str, Any]) -> int | None:
                 return descriptor
         except (AttributeError, OSError, ValueError):  # none, a file in memory, a closed one
             continue
-    if "uwsgi.version" in environ:  # https://uwsgi-docs.readthedocs.io/en/latest/PythonModule.html
-        found_by_uwsgi: int = import_module("uwsgi").connection_fd()  # in the thread of the request alone
-        return found_by_uwsgi
     return None
 
 
