@@ -19,6 +19,10 @@ import threading
 import time
 from collections.abc import Callable
 
+HELD_UP = 0.1
+"""Seconds by which a clock is late where it was not only its thread's turn that was late: something held the whole
+process up (it was stopped, or its machine; an extension kept the interpreter's lock), and whoever reads with it."""
+
 _LINGER = 0.02
 """Seconds for which the thread waits for a next deadline: streams in a row share a thread."""
 

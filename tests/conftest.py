@@ -35,8 +35,9 @@ PATIENCE = float(os.environ.get("CHANSTREAM_TEST_PATIENCE", "1"))
 """Multiplies what may be late once more: for runs with company, in which only a hang is to be told from a delay."""
 
 # And the clocks that no argument sets: whether a connection is kept hangs on them.
-for _module, _clock in (flow, "DRAIN_SECONDS"), (stream, "_DRAIN_GRACE"), (collecting, "_DRAIN_GRACE"):
-    setattr(_module, _clock, SCALE * getattr(_module, _clock))
+flow.DRAIN_SECONDS *= SCALE
+for _module in stream, collecting:
+    _module._DRAIN_GRACE *= SCALE * PATIENCE
 
 USUALLY = 0.050 * SCALE
 """Seconds, for the median of several, or the best: company does not make all of them late."""

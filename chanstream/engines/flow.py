@@ -70,13 +70,13 @@ class Flow:
         self._machine = machine
         self._pipe = pipe
         self._timeout = call.timeout
-        self._asked_at = answer.asked_at
         self._lock = threading.RLock()
         self._timer: timers.Timer | None = None
         self._timer_due = _NEVER
         self._idle_is_next = False
         self._blocked = False
-        self._resumed_at = answer.asked_at
+        self._began_at = answer.asked_at  # the clocks, at the earliest
+        self._forgiven: float | None = 0.0  # after which event they began anew once, None before the first
         self._ended_at: float | None = None
         self._last: CompletionChunk | None = None
         self._drained = 0
@@ -106,7 +106,7 @@ class Flow:
     def resume(self) -> None:
         """Note that there is room again: until now it was the consumer who was slow, and no clock ran."""
         with self._lock:
-            self._resumed_at = time.monotonic()
+            self._began_at = time.monotonic()
             self._blocked = False
 
     def fail(self, error: ChanstreamError) -> None:
@@ -161,14 +161,14 @@ class Flow:
         """Return when the next clock runs out, as things stand."""
         machine = self._machine
         if self._ended_at is not None:
-            return self._ended_at + DRAIN_SECONDS
+            return max(self._ended_at, self._began_at) + DRAIN_SECONDS
         if self._blocked:
             return _NEVER
         if machine.hold_until is not None:
-            return max(machine.hold_until, self._resumed_at + HOLD_SECONDS)
+            return max(machine.hold_until, self._began_at + HOLD_SECONDS)
         if machine.last_event is None:
-            return self._asked_at + _or_never(self._timeout.first_chunk)
-        return max(machine.last_event, self._resumed_at) + _or_never(self._timeout.idle)
+            return self._began_at + _or_never(self._timeout.first_chunk)
+        return max(machine.last_event, self._began_at) + _or_never(self._timeout.idle)
 
     def keep_time(self) -> None:
         """See to it that the clocks reach the stream; to be called before each wait for more of it."""
@@ -192,8 +192,14 @@ class Flow:
     def _on_time(self) -> float | None:
         """Act on a clock that has run out, in the timer thread; return when to come back if none has."""
         with self._lock:
-            due = self._due()
-            if time.monotonic() < due:
+            now, due = time.monotonic(), self._due()
+            if now - due > timers.HELD_UP and self._forgiven != self._machine.last_event:
+                # What came while the process was held up is yet to be read. Once for a silence: else, where that
+                # happens all the time, no clock would ever run out.
+                self._forgiven = self._machine.last_event
+                self._began_at = now
+                due = self._due()
+            if now < due:
                 self._timer_due = due
                 return None if due == _NEVER else due
             ended = self._ended_at is not None

@@ -391,14 +391,8 @@ def cuttable(context: Context, first_chunk: float | None) -> Iterator[Exchange]:
     An error of the block then becomes the context's, or the clock's: what it says itself is only that the line is dead.
     """
     exchange = Exchange()
-    on_time = [None]  # taken, in one step, by the clock if it runs out, or by whoever is faster
-
-    def run_out() -> None:
-        if _taken(on_time):
-            exchange.cut()
-
     forget = context.on_done(lambda _: exchange.cut())
-    timer = None if first_chunk is None else timers.call_at(time.monotonic() + first_chunk, run_out)
+    clock = _HeadClock(exchange, first_chunk)
     try:
         yield exchange
     except APIStatusError:
@@ -407,24 +401,54 @@ def cuttable(context: Context, first_chunk: float | None) -> Iterator[Exchange]:
         context_error = context.error
         if context_error is not None:
             raise context_error from error
-        if not on_time:
-            raise APITimeoutError(clock="first_chunk", seconds=first_chunk or 0.0) from error
+        if clock.has_run_out:
+            raise APITimeoutError(clock="first_chunk", seconds=clock.seconds) from error
         raise
     else:
-        if not _taken(on_time):  # as the head came in: the connection is cut, or will be in a moment
-            raise APITimeoutError(clock="first_chunk", seconds=first_chunk or 0.0)
+        if not clock.stop():  # as the head came in: the connection is cut, or will be in a moment
+            raise APITimeoutError(clock="first_chunk", seconds=clock.seconds)
     finally:
         forget()
-        if timer is not None:
-            timer.stop()
+        clock.stop()
 
 
-def _taken(token: list[None]) -> bool:
-    try:
-        token.pop()
-    except IndexError:
-        return False
-    return True
+class _HeadClock:
+    """The clock for the head, which cuts the exchange when it runs out; None for one that never does."""
+
+    def __init__(self, exchange: Exchange, first_chunk: float | None) -> None:
+        self.seconds = first_chunk or 0.0
+        self._exchange = exchange
+        self._turn = [None]  # taken, in one step, by the clock if it runs out, or by who stops it
+        self._due = time.monotonic() + self.seconds
+        self._is_forgiven = False
+        self._timer = None if first_chunk is None else timers.call_at(self._due, self._run_out)
+
+    @property
+    def has_run_out(self) -> bool:
+        """Whether it was not stopped in time."""
+        return not self._turn
+
+    def stop(self) -> bool:
+        """Stop it; return whether that was in time."""
+        if self._timer is not None:
+            self._timer.stop()
+        return self._take_turn()
+
+    def _run_out(self) -> float | None:
+        now = time.monotonic()
+        if now - self._due > timers.HELD_UP and not self._is_forgiven:
+            self._is_forgiven = True  # the head may have come while the process was held up, and is yet to be read
+            return now + self.seconds
+        if self._take_turn():
+            self._exchange.cut()
+        return None
+
+    def _take_turn(self) -> bool:
+        try:
+            self._turn.pop()
+        except IndexError:
+            return False
+        return True
 
 
 def _whole(source: Source) -> bytes:

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import queue
+import signal
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +21,12 @@ from collections.abc import Callable, Iterator
 import attrs
 import pytest
 
-from chanstream import APITimeoutError, Client, CompletionChunk, Context, Retry, Timeout, UserMessage
+from chanstream import APITimeoutError, Client, CompletionChunk, Context, Retry, Timeout, UserMessage, timers
+from chanstream.calls import Engine
 from chanstream.testing import Reply
+from tests.concurrency import spawn
 from tests.conftest import PROMPT, REQUEST, SCALE, Link, within
+from tests.servers.upstream import Upstream
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -329,6 +337,70 @@ class TestTotal:
         assert within(5, lambda: stream.state == "complete")
         time.sleep(1.5 * CLOCK)
         assert texts(list(stream)) == ["one", " two", ""]
+
+
+class TestHeldUp:
+    """Where the whole process was held up what came meanwhile is read before a clock counts."""
+
+    @pytest.fixture
+    def hold_up(self) -> Iterator[Callable[[], None]]:
+        """A function that keeps all clocks from being looked at until the one under test is long over."""
+        go = threading.Event()
+
+        def held() -> None:
+            timers.call_at(time.monotonic(), lambda: go.wait(5 * SCALE) and None)
+            time.sleep(CLOCK + 2 * timers.HELD_UP)
+            go.set()
+
+        yield held
+        go.set()
+
+    def test_before_the_head(self, link: Link, hold_up: Callable[[], None]) -> None:
+        """The head is waited for once more."""
+        client = link.client(link.serve(NEVER_A_HEAD), timeout=clock(first_chunk=CLOCK))
+        begun = time.monotonic()
+        asking = spawn(client.chat_completion_stream, REQUEST)
+        hold_up()
+        tells(asking.exception(5 * SCALE), "first_chunk")
+        assert time.monotonic() - begun >= 2 * CLOCK + timers.HELD_UP
+
+    @pytest.mark.parametrize("said", [(), ("one",)], ids=["first_chunk", "idle"])
+    def test_in_the_middle(self, link: Link, said: tuple[str, ...], hold_up: Callable[[], None]) -> None:
+        """The silence begins anew: once, so that it ends."""
+        name = "idle" if said else "first_chunk"
+        stream = link.stream(Reply([*said, "no"], stall_after=len(said)), timeout=clock(**{name: CLOCK}))
+        begun = time.monotonic()
+        assert texts([stream.get() for _ in said]) == [*said]
+        hold_up()
+        with contextlib.suppress(queue.Empty):
+            assert not stream.get(timeout=CLOCK / 2).error
+        hold_up()
+        (last,) = stream
+        tells(last.error, name)
+        assert time.monotonic() - begun >= 2 * CLOCK + timers.HELD_UP
+
+    @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a process cannot be stopped here")
+    def test_a_stopped_process(self, plain: Link, engine: Engine) -> None:
+        """A process that was stopped for longer than its clocks ends its stream as if nothing had been."""
+        program = f"""
+            import sys
+            from chanstream import ChatCompletionRequest, Client, Timeout, UserMessage
+            timeout = Timeout(idle={2 * CLOCK})
+            with Client("k", base_url=sys.argv[1], dialect="openai", engine={engine!r}, timeout=timeout) as client:
+                for chunk in client.chat_completion_stream(ChatCompletionRequest("m", [UserMessage("one")])):
+                    print(chunk.text, chunk.usage and chunk.usage.total_tokens, chunk.error, flush=True)
+        """
+        command = [sys.executable, "-c", textwrap.dedent(program)]
+        with Upstream() as server, subprocess.Popen([*command, server.url], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"one None None\n"
+            process.send_signal(signal.SIGSTOP)
+            server.say(" two")
+            time.sleep(3 * CLOCK + timers.HELD_UP)
+            process.send_signal(signal.SIGCONT)
+            assert process.stdout.readline() == b" two None None\n"
+            server.end()
+            assert process.stdout.read() == b" None None\n"
 
 
 class TestWhereTheyAreSet:

@@ -377,34 +377,35 @@ class TestGevent:
         """
         right, seconds = self.run(program, server.url).split()
         assert right == "True"
-        assert float(seconds) < 20 * 0.36 / 4  # one stream takes 0.36 s
+        assert float(seconds) < 20 * 0.36 / 4 * SCALE  # one stream takes 0.36 s
         assert server.connections == 20
 
     def test_ways_out(self, plain: Link) -> None:
         """Cancel, clocks, a full channel and dropping work among greenlets, too."""
         server = plain.serve(Reply("one two three", stall_after=2))
-        program = """
+        moment, clock = 2 * PROMPT, 0.5 * SCALE
+        program = f"""
             stream = ask("close")
             reader = gevent.spawn(lambda: [chunk.text for chunk in stream])
-            gevent.sleep(0.1)
+            gevent.sleep({moment})
             stream.close()
-            print(reader.get(timeout=1))
+            print(reader.get(timeout={10 * moment}))
 
             context = Context()
             stream = ask("cancel", context=context, buffer=1)
-            gevent.spawn_later(0.1, context.cancel)
-            gevent.sleep(0.2)
+            gevent.spawn_later({moment}, context.cancel)
+            gevent.sleep({2 * moment})
             print([type(chunk.error).__name__ for chunk in stream])
 
-            print([str(chunk.error) for chunk in ask("idle", timeout=Timeout(idle=0.5))][-1])
-            print([str(chunk.error) for chunk in ask("total", timeout=0.5)][-1])
+            print([str(chunk.error) for chunk in ask("idle", timeout=Timeout(idle={clock}))][-1])
+            print([str(chunk.error) for chunk in ask("total", timeout={clock})][-1])
             ask("drop")
         """
         assert self.run(program, server.url).splitlines() == [
             "['one', ' two']",
             "['NoneType', 'NoneType', 'StreamCancelledError']",
-            "no further chunk within 0.5 s (clock: idle)",
-            "not finished within 0.5 s (clock: total)",
+            f"no further chunk within {clock:g} s (clock: idle)",
+            f"not finished within {clock:g} s (clock: total)",
         ]
         assert server.wait_for(lambda s: s.open_connections == 0)
 
