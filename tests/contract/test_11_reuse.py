@@ -165,8 +165,11 @@ class TestTheDrainIsBounded:
         assert time.monotonic() - begun < 2.5 * PROMPT
 
     @pytest.mark.parametrize("consume", [break_at_the_last_chunk, leave_a_with_block])
-    def test_who_leaves_waits_even_less(self, link: Link, consume: Callable[[CompletionStream], None]) -> None:
+    def test_who_leaves_waits_even_less(
+        self, link: Link, consume: Callable[[CompletionStream], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A consumer that leaves with the last chunk is held up for less than 50 ms, and the socket is free then."""
+        monkeypatch.setattr("chanstream.stream._DRAIN_GRACE", 0.04 * SCALE)
         server = link.serve(Reply("one two", end="hold"))
         client = link.client(server)
         stream = client.chat_completion_stream(REQUEST)
