@@ -20,8 +20,8 @@ import time
 from collections.abc import Callable
 
 HELD_UP = 0.1
-"""Seconds by which a clock is late where it was not only its thread's turn that was late: something held the whole
-process up (it was stopped, or its machine; an extension kept the interpreter's lock), and whoever reads with it."""
+"""Seconds. Where the thread, with nothing else to do, is so late for a deadline, the process was held up, and with it
+whatever threads read: it was stopped, or its machine, or an extension kept the interpreter's lock."""
 
 _LINGER = 0.02
 """Seconds for which the thread waits for a next deadline: streams in a row share a thread."""
@@ -79,6 +79,8 @@ class _Timers:
         self._looks_at = _NEVER  # when the thread looks at the heap again, at the latest
         self._empty_since = _NEVER
         self._comes_and_goes = False  # whether the last timer went since the thread looked last
+        self._free_since = 0.0  # when the last callback returned
+        self.held_up_until = 0.0
 
     def start(self, timer: Timer, when: float) -> None:
         with self._lock:
@@ -121,6 +123,7 @@ class _Timers:
             except Exception:  # noqa: BLE001 - one bad callback must not stop all others
                 _log.exception("a deadline's callback failed")
                 again = None
+            self._free_since = time.monotonic()
             if again is None:
                 due.stop()
                 continue
@@ -137,7 +140,10 @@ class _Timers:
                 now = time.monotonic()
                 self._looks_at = self._heap[0][0] if self._heap else self._empty_since + _LINGER
                 if self._looks_at <= now and self._heap:
-                    return heapq.heappop(self._heap)[2]
+                    when, _, timer = heapq.heappop(self._heap)
+                    if now > max(when, self._free_since) + HELD_UP:
+                        self.held_up_until = now
+                    return timer
                 if self._looks_at <= now:
                     # Under the lock: whoever starts a timer after this sees that there is no thread.
                     self._thread, self._looks_at = None, _NEVER
@@ -146,6 +152,11 @@ class _Timers:
                     self._looks_at = min(self._looks_at, now + _LINGER)
                     self._comes_and_goes = False
                 self._cond.wait(min(self._looks_at - now, threading.TIMEOUT_MAX))
+
+
+def held_up_after(due: float) -> bool:
+    """Return whether the process was held up, as far as the thread of the timers noticed, at a time after ``due``."""
+    return due < _timers.held_up_until
 
 
 def _nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import random
@@ -232,6 +233,30 @@ class TestCallbacks:
         doomed = after(NEVER, bool)
         after(0, lambda: (doomed.stop(), after(0, done.set)))
         assert done.wait(5)
+
+
+class TestHeldUp:
+    @pytest.mark.skipif(os.name == "nt", reason="nothing stops a process here")
+    def test_the_process(self) -> None:
+        """What keeps all threads from running is noticed, for the deadlines that ran out meanwhile, and no others."""
+        begun = time.monotonic()
+        early, late = after(SOON, bool), after(NEVER, bool)
+        ctypes.PyDLL(None).usleep(int(1e6 * (SOON + 2 * timers.HELD_UP)))  # with the interpreter's lock
+        assert within(5, lambda: timers.held_up_after(begun + SOON))
+        assert not timers.held_up_after(time.monotonic())
+        early.stop()
+        late.stop()
+
+    def test_a_slow_callback(self) -> None:
+        """A callback that holds the others up is no such thing."""
+        for _ in range(5):  # the machine may hold the process up
+            begun = time.monotonic()
+            after(0, lambda: time.sleep(2 * timers.HELD_UP))
+            after(SOON, bool)
+            fence(3 * timers.HELD_UP)
+            if not timers.held_up_after(begun):
+                return
+        pytest.fail("it is taken for one")
 
 
 class TestThread:

@@ -75,7 +75,7 @@ class Flow:
         self._timer_due = _NEVER
         self._idle_is_next = False
         self._blocked = False
-        self._began_at = answer.asked_at  # the clocks, at the earliest
+        self._began_at = answer.began_at  # no clock counts from before this
         self._forgiven: float | None = 0.0  # after which event they began anew once, None before the first
         self._ended_at: float | None = None
         self._last: CompletionChunk | None = None
@@ -192,14 +192,14 @@ class Flow:
     def _on_time(self) -> float | None:
         """Act on a clock that has run out, in the timer thread; return when to come back if none has."""
         with self._lock:
-            now, due = time.monotonic(), self._due()
-            if now - due > timers.HELD_UP and self._forgiven != self._machine.last_event:
-                # What came while the process was held up is yet to be read. Once for a silence: else, where that
-                # happens all the time, no clock would ever run out.
+            due = self._due()
+            if timers.held_up_after(due) and self._forgiven != self._machine.last_event:
+                # What came meanwhile is yet to be read. Once for a silence: else, where that happens all the time, no
+                # clock would ever run out.
                 self._forgiven = self._machine.last_event
-                self._began_at = now
+                self._began_at = time.monotonic()
                 due = self._due()
-            if now < due:
+            if time.monotonic() < due:
                 self._timer_due = due
                 return None if due == _NEVER else due
             ended = self._ended_at is not None

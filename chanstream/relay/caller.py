@@ -119,8 +119,12 @@ class Body:
 
 def socket_of(environ: Mapping[str, Any]) -> int | None:
     """Return the descriptor of the caller's socket; None where it cannot be found."""
-    body = environ.get("wsgi.input")  # wsgiref's is the socket's file, gevent's has that file, uWSGI's its number
-    for found in (environ.get("gunicorn.socket"), environ.get("werkzeug.socket"), body, getattr(body, "rfile", None)):
+    body = environ.get("wsgi.input")  # wsgiref's is the socket's file, uWSGI's knows its number
+    files = (
+        getattr(body, "rfile", None),  # gevent's
+        getattr(getattr(body, "_read", None), "__self__", None),  # that of Django's own server
+    )
+    for found in (environ.get("gunicorn.socket"), environ.get("werkzeug.socket"), body, *files):
         try:
             descriptor: int = found.fileno()  # type: ignore[union-attr]  # whatever has one
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
@@ -186,13 +190,14 @@ def caller_context(environ: Mapping[str, Any], heartbeat: float = 15.0) -> Itera
     with _leaving(environ) as has_left:
 
         def look() -> float | None:
-            if not has_left():
+            if has_left is None or not has_left():
                 return time.monotonic() + heartbeat
             context.cancel(StreamCancelledError("the caller has left"))
             return None
 
         timer = Timer(look)
-        timer.start(time.monotonic() + heartbeat)
+        if has_left is not None:
+            timer.start(time.monotonic() + heartbeat)
         try:
             yield context
         finally:
@@ -200,19 +205,17 @@ def caller_context(environ: Mapping[str, Any], heartbeat: float = 15.0) -> Itera
 
 
 @contextlib.contextmanager
-def _leaving(environ: Mapping[str, Any]) -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether the caller has left, as far as that can be found out here."""
+def _leaving(environ: Mapping[str, Any]) -> Iterator[Callable[[], bool] | None]:
+    """Give a function that says whether the caller has left; None where that cannot be found out."""
     told_by_waitress: Callable[[], bool] | None = environ.get("waitress.client_disconnected")
     if told_by_waitress is not None:
         yield told_by_waitress
         return
     with _socket_for(environ) as caller:
-        yield partial(_has_left, caller)
+        yield partial(_has_left, caller) if caller is not None and _LOOK else None
 
 
 def _has_left(caller: Any) -> bool:
-    if caller is None or not _LOOK:
-        return False
     try:
         return not caller.recv(1, _LOOK)
     except BlockingIOError:  # there, and has nothing to say

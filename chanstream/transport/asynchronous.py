@@ -10,7 +10,6 @@ import contextlib
 import re
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -57,14 +56,12 @@ async def _turn(limiter: RateLimiter, context: Context) -> None:
 
 
 async def _attempt(transport: Transport, call: Call) -> Answer:
-    asked_at = time.monotonic()
-
     def step() -> Answer | None:
         try:
             response = transport.exchanged(exchange, call)
         except ParkedError:
             return None
-        return transport.accepted(call, response, exchange, asked_at)
+        return transport.accepted(call, response, exchange)
 
     def let_go(answer: Answer | None) -> None:
         if answer is not None:

@@ -28,6 +28,7 @@ import ssl
 import struct
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -68,6 +69,7 @@ class Exchange:
         parks: Whether to park once the request is sent.
         parked: The connection that is kept aside.
         ahead: What whoever waited for the head has read of the answer.
+        began_at: When the clock for the first chunk began, on `time.monotonic`.
 
     Thread safety: `cut` may be called from any thread, any number of times, at any moment; the rest by one at a time.
     """
@@ -80,6 +82,7 @@ class Exchange:
         self.parks = False
         self.parked: Cuttable | None = None
         self.ahead = b""
+        self.began_at = time.monotonic()
 
     @contextlib.contextmanager
     def sending(self) -> Iterator[None]:

@@ -92,12 +92,12 @@ class Answer:
     Attributes:
         head: The head.
         source: The body's bytes, as they arrive.
-        asked_at: When the attempt that led to it was sent, on `time.monotonic`.
+        began_at: When the clock for the first chunk began, as the attempt was made, on `time.monotonic`.
     """
 
     head: ResponseHead
     source: Source
-    asked_at: float
+    began_at: float
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -198,19 +198,20 @@ class Transport:
     # -- one attempt ------------------------------------------------------------------------------------------------
 
     def _attempt(self, call: Call, finish: Callable[[Answer], R]) -> R:
-        asked_at, answer = time.monotonic(), None
+        answer = None
         try:
             with cuttable(call.context, call.timeout.first_chunk) as exchange:
-                answer = self.accepted(call, self.exchanged(exchange, call), exchange, asked_at)
+                answer = self.accepted(call, self.exchanged(exchange, call), exchange)
                 return finish(answer)
         except BaseException:
             if answer is not None:  # Ctrl-C, or a clock that ran out as the head came in
                 answer.source.close()
             raise
 
-    def accepted(self, call: Call, response: requests.Response, exchange: Exchange, asked_at: float) -> Answer:
+    def accepted(self, call: Call, response: requests.Response, exchange: Exchange) -> Answer:
         """Return an answer whose head is in; raises what it says if it is a refusal."""
-        answer = Answer(ResponseHead(response.status_code, response.headers), Source(response, exchange), asked_at)
+        head = ResponseHead(response.status_code, response.headers)
+        answer = Answer(head, Source(response, exchange), exchange.began_at)
         _log.debug("%s %s: %d", call.method, call.path, response.status_code)
         try:
             self._look_at(answer, call)
@@ -419,9 +420,8 @@ class _HeadClock:
         self.seconds = first_chunk or 0.0
         self._exchange = exchange
         self._turn = [None]  # taken, in one step, by the clock if it runs out, or by who stops it
-        self._due = time.monotonic() + self.seconds
         self._is_forgiven = False
-        self._timer = None if first_chunk is None else timers.call_at(self._due, self._run_out)
+        self._timer = None if first_chunk is None else timers.call_at(self._due(), self._run_out)
 
     @property
     def has_run_out(self) -> bool:
@@ -434,11 +434,14 @@ class _HeadClock:
             self._timer.stop()
         return self._take_turn()
 
+    def _due(self) -> float:
+        return self._exchange.began_at + self.seconds
+
     def _run_out(self) -> float | None:
-        now = time.monotonic()
-        if now - self._due > timers.HELD_UP and not self._is_forgiven:
-            self._is_forgiven = True  # the head may have come while the process was held up, and is yet to be read
-            return now + self.seconds
+        if timers.held_up_after(self._due()) and not self._is_forgiven:
+            self._is_forgiven = True  # the head may have come meanwhile, and is yet to be read
+            self._exchange.began_at = time.monotonic()
+            return self._due()
         if self._take_turn():
             self._exchange.cut()
         return None

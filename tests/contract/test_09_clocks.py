@@ -7,7 +7,9 @@ and waits.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
+import os
 import queue
 import signal
 import socket
@@ -25,7 +27,7 @@ from chanstream import APITimeoutError, Client, CompletionChunk, Context, Retry,
 from chanstream.calls import Engine
 from chanstream.testing import Reply
 from tests.concurrency import spawn
-from tests.conftest import PROMPT, REQUEST, SCALE, Link, within
+from tests.conftest import PATIENCE, PROMPT, REQUEST, SCALE, Link, within
 from tests.servers.upstream import Upstream
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -339,47 +341,54 @@ class TestTotal:
         assert texts(list(stream)) == ["one", " two", ""]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="nothing stops a process here")
 class TestHeldUp:
     """Where the whole process was held up what came meanwhile is read before a clock counts."""
 
-    @pytest.fixture
-    def hold_up(self) -> Iterator[Callable[[], None]]:
-        """A function that keeps all clocks from being looked at until the one under test is long over."""
-        go = threading.Event()
+    CLOCK = CLOCK * PATIENCE
 
-        def held() -> None:
-            timers.call_at(time.monotonic(), lambda: go.wait(5 * SCALE) and None)
-            time.sleep(CLOCK + 2 * timers.HELD_UP)
-            go.set()
+    @staticmethod
+    def hold_up() -> None:
+        """Keep all threads from running until the clock under test is long over, as an extension might."""
+        microseconds = int(1e6 * (TestHeldUp.CLOCK + 3 * timers.HELD_UP))
+        ctypes.PyDLL(None).usleep(microseconds)  # one that is called with the interpreter's lock
 
-        yield held
-        go.set()
+    def test_before_the_head(self, link: Link) -> None:
+        """The head is waited for once more, for as long as it would have been."""
+        server = link.serve(Reply("no", head_delay=math.inf))
+        asking = spawn(link.client(server, timeout=clock(first_chunk=self.CLOCK)).chat_completion_stream, REQUEST)
+        assert server.wait_for(lambda server: len(server.requests) == 1)
+        self.hold_up()
+        with on_time(self.CLOCK):
+            error = asking.exception(5 * self.CLOCK)
+        tells(error, "first_chunk", self.CLOCK)
 
-    def test_before_the_head(self, link: Link, hold_up: Callable[[], None]) -> None:
-        """The head is waited for once more."""
-        client = link.client(link.serve(NEVER_A_HEAD), timeout=clock(first_chunk=CLOCK))
-        begun = time.monotonic()
-        asking = spawn(client.chat_completion_stream, REQUEST)
-        hold_up()
-        tells(asking.exception(5 * SCALE), "first_chunk")
-        assert time.monotonic() - begun >= 2 * CLOCK + timers.HELD_UP
+    def test_around_the_head(self, plain: Link) -> None:
+        """A head that comes after that leaves the first chunk what is left of the time."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            client = plain.client(address, timeout=clock(first_chunk=self.CLOCK))
+            asking = spawn(client.chat_completion_stream, REQUEST)
+            peer, _ = listener.accept()
+            self.hold_up()
+            with peer, on_time(self.CLOCK):
+                time.sleep(self.CLOCK / 2)
+                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+                (last,) = asking.result(5 * self.CLOCK)
+        tells(last.error, "first_chunk", self.CLOCK)
 
     @pytest.mark.parametrize("said", [(), ("one",)], ids=["first_chunk", "idle"])
-    def test_in_the_middle(self, link: Link, said: tuple[str, ...], hold_up: Callable[[], None]) -> None:
+    def test_in_the_middle(self, link: Link, said: tuple[str, ...]) -> None:
         """The silence begins anew: once, so that it ends."""
         name = "idle" if said else "first_chunk"
-        stream = link.stream(Reply([*said, "no"], stall_after=len(said)), timeout=clock(**{name: CLOCK}))
-        begun = time.monotonic()
+        stream = link.stream(Reply([*said, "no"], stall_after=len(said)), timeout=clock(**{name: self.CLOCK}))
         assert texts([stream.get() for _ in said]) == [*said]
-        hold_up()
-        with contextlib.suppress(queue.Empty):
-            assert not stream.get(timeout=CLOCK / 2).error
-        hold_up()
-        (last,) = stream
-        tells(last.error, name)
-        assert time.monotonic() - begun >= 2 * CLOCK + timers.HELD_UP
+        self.hold_up()
+        with pytest.raises(queue.Empty):
+            stream.get(timeout=self.CLOCK / 2)
+        self.hold_up()
+        tells(stream.get(timeout=self.CLOCK / 2).error, name, self.CLOCK)
 
-    @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a process cannot be stopped here")
     def test_a_stopped_process(self, plain: Link, engine: Engine) -> None:
         """A process that was stopped for longer than its clocks ends its stream as if nothing had been."""
         program = f"""
@@ -393,14 +402,17 @@ class TestHeldUp:
         command = [sys.executable, "-c", textwrap.dedent(program)]
         with Upstream() as server, subprocess.Popen([*command, server.url], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
-            assert process.stdout.readline() == b"one None None\n"
-            process.send_signal(signal.SIGSTOP)
-            server.say(" two")
-            time.sleep(3 * CLOCK + timers.HELD_UP)
-            process.send_signal(signal.SIGCONT)
-            assert process.stdout.readline() == b" two None None\n"
-            server.end()
-            assert process.stdout.read() == b" None None\n"
+            try:
+                assert process.stdout.readline() == b"one None None\n"
+                process.send_signal(signal.SIGSTOP)
+                server.say(" two")
+                time.sleep(3 * CLOCK + timers.HELD_UP)
+                process.send_signal(signal.SIGCONT)
+                assert process.stdout.readline() == b" two None None\n"
+                server.end()
+                assert process.stdout.read() == b" None None\n"
+            finally:
+                process.kill()
 
 
 class TestWhereTheyAreSet:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 from wsgiref.util import shift_path_info
 
-from chanstream import ChatCompletionRequest, Client, CompletionStream, Retry, UserMessage, relay
+from chanstream import ChatCompletionRequest, Client, CompletionStream, Context, Retry, UserMessage, relay
 
 WSGI: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -34,9 +34,9 @@ if os.environ.get("ASK_AT_IMPORT"):  # with a thread and connections of the pare
             time.sleep(0.01)
 
 
-def stream_of(asked: Mapping[str, Any]) -> CompletionStream:
+def stream_of(asked: Mapping[str, Any], context: Context | None = None) -> CompletionStream:
     """Return the stream of the answer to a request's JSON body."""
-    return client.chat_completion_stream(ChatCompletionRequest(asked["model"], asked["messages"]))
+    return client.chat_completion_stream(ChatCompletionRequest(asked["model"], asked["messages"]), context=context)
 
 
 def wsgi_app() -> WSGI:

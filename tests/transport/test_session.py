@@ -132,12 +132,12 @@ class TestWhatComesBack:
             answer.source.close()
 
     def test_when_it_was_asked_for(self, plain: Link) -> None:
-        """asked_at is when the attempt was sent that was answered, not the first one."""
+        """began_at is when the attempt was sent that was answered, not the first one."""
         server = plain.serve(Reply.error(503, headers={"retry-after-ms": "100"}), Reply("one", head_delay=0.1))
         with transport_to(server) as transport:
             begun = time.monotonic()
             answer = transport.open(call(retry=Retry()))
-            assert begun + 0.1 <= answer.asked_at <= time.monotonic() - 0.1
+            assert begun + 0.1 <= answer.began_at <= time.monotonic() - 0.1
             answer.source.close()
 
     @pytest.mark.parametrize("framing", ["chunked", "content-length", "close"])
