@@ -239,13 +239,16 @@ class TestHeldUp:
     @pytest.mark.skipif(os.name == "nt", reason="nothing stops a process here")
     def test_the_process(self) -> None:
         """What keeps all threads from running is noticed, for the deadlines that ran out meanwhile, and no others."""
-        begun = time.monotonic()
-        early, late = after(SOON, bool), after(NEVER, bool)
-        ctypes.PyDLL(None).usleep(int(1e6 * (SOON + 2 * timers.HELD_UP)))  # with the interpreter's lock
-        assert within(5, lambda: timers.held_up_after(begun + SOON))
-        assert not timers.held_up_after(time.monotonic())
-        early.stop()
-        late.stop()
+        for _ in range(5):  # the machine may hold the process up
+            begun = time.monotonic()
+            after(SOON, bool)
+            ctypes.PyDLL(None).usleep(int(1e6 * (SOON + 2 * timers.HELD_UP)))  # with the interpreter's lock
+            fence()
+            later = time.monotonic()
+            fence()
+            if timers.held_up_after(begun + SOON) and not timers.held_up_after(later):
+                return
+        pytest.fail("it is not noticed, or for others too")
 
     def test_a_slow_callback(self) -> None:
         """A callback that holds the others up is no such thing."""

@@ -19,6 +19,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import attrs
 import pytest
@@ -341,41 +342,46 @@ class TestTotal:
         assert texts(list(stream)) == ["one", " two", ""]
 
 
+LONGER = 3 * timers.HELD_UP
+
+
 @pytest.mark.skipif(os.name == "nt", reason="nothing stops a process here")
 class TestHeldUp:
     """Where the whole process was held up what came meanwhile is read before a clock counts."""
 
-    CLOCK = CLOCK * PATIENCE
+    CLOCK = CLOCK * max(1.0, PATIENCE / 2)  # each is lived through several times
 
     @staticmethod
-    def hold_up() -> None:
+    def hold_up(seconds: float = CLOCK) -> None:
         """Keep all threads from running until the clock under test is long over, as an extension might."""
-        microseconds = int(1e6 * (TestHeldUp.CLOCK + 3 * timers.HELD_UP))
-        ctypes.PyDLL(None).usleep(microseconds)  # one that is called with the interpreter's lock
+        ctypes.PyDLL(None).usleep(int(1e6 * (seconds + LONGER)))  # it is called with the interpreter's lock
 
     def test_before_the_head(self, link: Link) -> None:
-        """The head is waited for once more, for as long as it would have been."""
-        server = link.serve(Reply("no", head_delay=math.inf))
+        """The head is waited for once more."""
+        server = link.serve(NEVER_A_HEAD)
         asking = spawn(link.client(server, timeout=clock(first_chunk=self.CLOCK)).chat_completion_stream, REQUEST)
         assert server.wait_for(lambda server: len(server.requests) == 1)
         self.hold_up()
-        with on_time(self.CLOCK):
-            error = asking.exception(5 * self.CLOCK)
-        tells(error, "first_chunk", self.CLOCK)
+        with pytest.raises(FutureTimeoutError):
+            asking.exception(self.CLOCK / 2)
+        self.hold_up()
+        tells(asking.exception(self.CLOCK / 2), "first_chunk", self.CLOCK)
 
     def test_around_the_head(self, plain: Link) -> None:
         """A head that comes after that leaves the first chunk what is left of the time."""
+        seconds = 2 * self.CLOCK
         with socket.create_server(("127.0.0.1", 0)) as listener:
             address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            client = plain.client(address, timeout=clock(first_chunk=self.CLOCK))
-            asking = spawn(client.chat_completion_stream, REQUEST)
+            asking = spawn(plain.client(address, timeout=clock(first_chunk=seconds)).chat_completion_stream, REQUEST)
             peer, _ = listener.accept()
-            self.hold_up()
-            with peer, on_time(self.CLOCK):
-                time.sleep(self.CLOCK / 2)
+            begun = time.monotonic()
+            self.hold_up(seconds)
+            with peer:
+                time.sleep(seconds / 2)
                 peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
-                (last,) = asking.result(5 * self.CLOCK)
-        tells(last.error, "first_chunk", self.CLOCK)
+                (last,) = asking.result(5 * seconds)
+        tells(last.error, "first_chunk", seconds)
+        assert 2 * seconds + LONGER <= time.monotonic() - begun < 2.4 * seconds + LONGER
 
     @pytest.mark.parametrize("said", [(), ("one",)], ids=["first_chunk", "idle"])
     def test_in_the_middle(self, link: Link, said: tuple[str, ...]) -> None:
@@ -394,7 +400,7 @@ class TestHeldUp:
         program = f"""
             import sys
             from chanstream import ChatCompletionRequest, Client, Timeout, UserMessage
-            timeout = Timeout(idle={2 * CLOCK})
+            timeout = Timeout(idle={2 * self.CLOCK})
             with Client("k", base_url=sys.argv[1], dialect="openai", engine={engine!r}, timeout=timeout) as client:
                 for chunk in client.chat_completion_stream(ChatCompletionRequest("m", [UserMessage("one")])):
                     print(chunk.text, chunk.usage and chunk.usage.total_tokens, chunk.error, flush=True)
@@ -406,7 +412,7 @@ class TestHeldUp:
                 assert process.stdout.readline() == b"one None None\n"
                 process.send_signal(signal.SIGSTOP)
                 server.say(" two")
-                time.sleep(3 * CLOCK + timers.HELD_UP)
+                time.sleep(2 * self.CLOCK + LONGER)
                 process.send_signal(signal.SIGCONT)
                 assert process.stdout.readline() == b" two None None\n"
                 server.end()
