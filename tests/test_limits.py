@@ -534,7 +534,7 @@ class TestFork:
 LIMIT, WINDOW = 20, 0.1
 
 ASKER = """
-import json, sys, time
+import json, sys, threading, time
 from chanstream.limits import BucketLimit
 from pyrate_limiter import Rate, RedisBucket, SQLiteBucket
 
@@ -549,19 +549,23 @@ with bucket:
     limit = BucketLimit(bucket)
     print("ready", flush=True)
     sys.stdin.readline()
+    stopped = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.readline(), stopped.set()), daemon=True).start()
     granted = []
-    while len(granted) < int(grants):
+    while not stopped.is_set():
         begun = time.monotonic_ns()
         pause = limit.ask()
         if pause == 0:
             granted.append((begun, time.monotonic_ns()))
+            if len(granted) == int(grants):
+                print("enough", flush=True)
         time.sleep(pause)
     print(json.dumps(granted))
 """
 
 
 def shared_by_processes(kind: str, where: str, processes: int = 3, grants: int = 30) -> list[list[Grant]]:
-    """Return what each of several processes was granted that ask as fast as they may, at the same time."""
+    """Return what each of several processes was granted, that ask as fast as they may until all have had so many."""
     command = [sys.executable, "-W", "error", "-c", ASKER, kind, where, str(LIMIT), str(WINDOW), str(grants)]
     with contextlib.ExitStack() as exits:
         askers = []
@@ -569,24 +573,23 @@ def shared_by_processes(kind: str, where: str, processes: int = 3, grants: int =
             asker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             askers.append(exits.enter_context(asker))
             exits.callback(asker.kill)
-        for asker in askers:
-            assert asker.stdout is not None
-            assert asker.stdout.readline() == "ready\n"
-        for asker in askers:
-            assert asker.stdin is not None
-            asker.stdin.write("go\n")
-            asker.stdin.flush()
+        for said, told in [("ready\n", "go\n"), ("enough\n", "stop\n")]:
+            for asker in askers:
+                assert asker.stdout is not None
+                assert asker.stdout.readline() == said
+            for asker in askers:
+                assert asker.stdin is not None
+                asker.stdin.write(told)
+                asker.stdin.flush()
         answers = [asker.communicate()[0] for asker in askers]
         assert [asker.returncode for asker in askers] == [0] * processes
         return [[(begun, ended) for begun, ended in json.loads(answer)] for answer in answers]
 
 
 def assert_shared(granted: list[list[Grant]]) -> None:
-    """Check that the processes had their grants at the same time, and together no more than the limit."""
-    everything = [grant for grants in granted for grant in grants]
-    assert [len(grants) for grants in granted] == [30] * len(granted)
-    assert max(grants[0] for grants in granted) < min(grants[-1] for grants in granted)
-    assert most_in(WINDOW, everything) <= LIMIT
+    """Check that each of the processes had its turns among the others', and all together no more than the limit."""
+    assert min(map(len, granted)) >= 30
+    assert most_in(WINDOW, [grant for grants in granted for grant in grants]) <= LIMIT
 
 
 @pytest.fixture
