@@ -64,8 +64,8 @@ def run(parcel: Parcel) -> list[bytes | None]:
 
 def _side_by_side(jobs: list[Job], context: Context, stop_on_error: bool) -> list[Outcome]:
     with ThreadPoolExecutor(len(jobs), "chanstream-batch") as threads:
-        futures = [threads.submit(work, job) for job in jobs]
         try:
+            futures = [threads.submit(work, job) for job in jobs]
             for future in as_completed(futures):
                 if stop_on_error and future.result().error is not None:
                     context.cancel()
