@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import hypothesis
 import pytest
 import trustme
 
@@ -38,6 +39,10 @@ PATIENCE = float(os.environ.get("CHANSTREAM_TEST_PATIENCE", "1"))
 flow.DRAIN_SECONDS *= SCALE
 for _module in stream, collecting:
     _module._DRAIN_GRACE *= SCALE * PATIENCE
+
+# A machine that does something else for a moment is no finding, whichever example that befalls.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 USUALLY = 0.050 * SCALE
 """Seconds, for the median of several, or the best: company does not make all of them late."""

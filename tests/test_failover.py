@@ -248,7 +248,7 @@ class TestWhatIsNotForTheNext:
         servers = [plain.serve(SILENT) for _ in range(3)]
         clients = [plain.client(server) for server in servers]
         with pytest.raises(APITimeoutError) as caught:
-            Failover(clients, first_chunk=0.2 * SCALE).chat_completion_stream(REQUEST, timeout=0.3 * SCALE)
+            Failover(clients, first_chunk=0.5 * SCALE).chat_completion_stream(REQUEST, timeout=0.75 * SCALE)
         assert caught.value.clock == "total"
         assert [len(server.requests) for server in servers] == [1, 1, 0]
 
@@ -269,9 +269,9 @@ class TestWhatIsNotForTheNext:
 
     def test_a_whole_answer_takes_its_time(self, plain: Link) -> None:
         """The clock for the first chunk is none for a whole answer; that of a call is."""
-        servers, *_ = two(plain, Reply("A", head_delay=0.3 * SCALE))
+        servers, *_ = two(plain, Reply("A", head_delay=1 * SCALE))
         assert servers.chat_completion(REQUEST).text == "A"
-        assert servers.chat_completion(REQUEST, timeout=Timeout(first_chunk=0.1 * SCALE)).text == "B"
+        assert servers.chat_completion(REQUEST, timeout=Timeout(first_chunk=0.5 * SCALE)).text == "B"
 
 
 class TestTheObject:

@@ -52,6 +52,7 @@ from chanstream.observers import (
 )
 from chanstream.testing import Reply
 from chanstream.wire import machine
+from tests.concurrency import spawn
 from tests.conftest import REQUEST, SCALE, Link, within
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -266,7 +267,7 @@ class TestBeforeTheHead:
     def test_a_failure(self, plain: Link, reply: Reply, kind: type[Exception]) -> None:
         """What is raised before the head is told as the end, the same error, with the refusal's head."""
         notes = Notes()
-        client = plain.client(plain.serve(reply), observers=[notes], timeout=Timeout(first_chunk=0.1))
+        client = plain.client(plain.serve(reply), observers=[notes], timeout=Timeout(first_chunk=0.5 * SCALE))
         with pytest.raises(kind) as caught:
             client.chat_completion_stream(REQUEST)
         end = notes.end()
@@ -306,10 +307,12 @@ class TestBeforeTheHead:
     def test_a_cancel(self, plain: Link) -> None:
         """A call that is cancelled while the server is silent is told as cancelled."""
         notes, context = Notes(), Context()
-        client = plain.client(plain.serve(Reply("a", head_delay=60)), observers=[notes])
-        threading.Timer(0.05, context.cancel).start()
+        server = plain.serve(Reply("a", head_delay=60))
+        client = plain.client(server, observers=[notes])
+        cancelling = spawn(lambda: (server.wait_for(lambda s: bool(s.requests)), context.cancel())[0])
         with pytest.raises(StreamCancelledError):
             client.chat_completion_stream(REQUEST, context=context)
+        assert cancelling.result(5)
         assert notes.kinds == [CallStarted, RequestSent, CallEnded]
         assert notes.end().state == "cancelled"
 
@@ -489,7 +492,7 @@ class TestObserversThatMisbehave:
 
         seen, notes = threading.Event(), Notes()
         client = plain.client(
-            plain.serve(*[Reply("a b", first_delay=0.02, pace=0.01)] * 3), observers=[raise_it, notes]
+            plain.serve(*[Reply("a b", first_delay=0.3 * SCALE, pace=0.01)] * 3), observers=[raise_it, notes]
         )
         streams = [client.chat_completion_stream(REQUEST) for _ in range(3)]
         assert seen.wait(5)
@@ -523,7 +526,8 @@ class TestObserversThatMisbehave:
             if isinstance(fact, at):
                 context.cancel()
 
-        client = plain.client(plain.serve(Reply("a b", pace=0.01)), observers=[cancel, notes])
+        reply = Reply("a b", pace=0.01, stall_after=1 if at is FirstChunk else None)  # so no end comes with the head
+        client = plain.client(plain.serve(reply), observers=[cancel, notes])
         try:
             list(client.chat_completion_stream(REQUEST, context=context))
         except StreamCancelledError:
@@ -541,7 +545,7 @@ class TestObserversThatMisbehave:
                 assert go_on.wait(10)
 
         notes = Notes()
-        stream = plain.stream(Reply("a b", first_delay=0.05, stall_after=1), observers=[wait, notes])
+        stream = plain.stream(Reply("a b", first_delay=0.3 * SCALE, stall_after=1), observers=[wait, notes])
         reader = threading.Thread(target=lambda: list(stream))
         reader.start()
         assert busy.wait(5)
@@ -665,13 +669,18 @@ def test_a_storm(plain: Link) -> None:
         return notes.kinds.count(CallEnded) == 60
 
     assert within(5 * SCALE, all_ended)
-    for kinds in notes.calls().values():
+    ends = {fact.call: fact for fact in notes.facts if isinstance(fact, CallEnded)}
+    for call, kinds in notes.calls().items():
         assert (kinds[0], kinds[-1]) == (CallStarted, CallEnded)
         assert [kinds.count(kind) for kind in (CallStarted, CallEnded)] == [1, 1]
         assert kinds.count(FirstChunk) <= 1
-        assert kinds.count(RequestSent) == kinds.count(RetryScheduled) + (RequestSent in kinds)
-    ends = [fact for fact in notes.facts if isinstance(fact, CallEnded)]
-    assert {end.state for end in ends} == {"complete", "failed", "cancelled"}
+        attempts_without_retry = kinds.count(RequestSent) - kinds.count(RetryScheduled)
+        error = ends[call].error
+        if isinstance(error, APITimeoutError) and error.clock == "context":  # it may end between two attempts
+            assert attempts_without_retry in (0, 1)
+        else:
+            assert attempts_without_retry == 1
+    assert {end.state for end in ends.values()} == {"complete", "failed", "cancelled"}
 
 
 def test_facts_are_frozen(plain: Link) -> None:

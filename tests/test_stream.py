@@ -90,9 +90,9 @@ class TestWhatItIs:
 class TestState:
     def test_complete(self, plain: Link) -> None:
         """A stream is streaming until its last chunk has come, and then complete, also before that is taken."""
-        stream = plain.stream(Reply(TEXT, first_delay=0.05))
+        stream = plain.stream(Reply(TEXT, first_delay=0.5 * SCALE))
         assert stream.state == "streaming"
-        assert within(5, lambda: stream.state != "streaming")
+        assert within(5 * SCALE, lambda: stream.state != "streaming")
         assert (stream.state, stream.qsize()) == ("complete", 5)
         list(stream)
         assert stream.state == "complete"
@@ -343,7 +343,7 @@ class TestSeveralConsumers:
             others = [spawn(list, stream) for _ in range(3)]
             assert within(5, lambda: stream.statistics().waiting_getters == 3)
             break
-        texts = [chunk.text for other in others for chunk in other.result(PROMPT)]
+        texts = [chunk.text for other in others for chunk in other.result(2 * PROMPT)]
         assert texts == [" two"]
         assert left(server)
 
@@ -411,7 +411,7 @@ class TestCollect:
         collecting = spawn(stream.collect)
         assert within(5, lambda: stream.statistics().waiting_getters == 1)
         stream.close()
-        error = collecting.exception(PROMPT)
+        error = collecting.exception(2 * PROMPT)
         assert isinstance(error, StreamCancelledError)
         assert error.partial is not None
         assert error.partial.text == "one two"
@@ -424,7 +424,7 @@ class TestCollect:
         collecting = spawn(stream.collect)
         assert within(5, lambda: stream.statistics().taken == 2)
         context.cancel()
-        error = collecting.exception(PROMPT)
+        error = collecting.exception(2 * PROMPT)
         assert error is context.error
         assert isinstance(error, StreamCancelledError)
         assert error.partial is not None

@@ -283,7 +283,7 @@ class TestErrors:
         except Fault:
             pass
         del held, group
-        assert gone() is None
+        assert within(1, lambda: gone() is None)  # its thread goes on for a moment
 
 
 class TestContexts:

@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from itertools import pairwise
 
 import pytest
@@ -52,7 +53,17 @@ def fence(seconds: float = 2 * SOON) -> None:
     """Wait until all that is due before so many seconds from now has been called."""
     passed = threading.Event()
     after(seconds, passed.set)
-    assert passed.wait(5)
+    assert passed.wait(seconds + 5)
+
+
+def nothing_is_live() -> bool:
+    """Return whether no timer is left, in a moment: a fence's own is so until its call has returned."""
+    return within(1, lambda: not timers._timers._live)
+
+
+def held() -> AbstractContextManager[object]:
+    """Return a block in which no timer is called, however long it takes."""
+    return timers._timers._lock
 
 
 class TestOrder:
@@ -60,8 +71,9 @@ class TestOrder:
         """Timers are called in the order of their times, whatever the order in which they were set."""
         called: list[int] = []
         begun = time.monotonic()
-        for place in (3, 1, 2, 0):
-            timers.call_at(begun + SOON + place * 0.001, lambda place=place: called.append(place))  # type: ignore[misc]
+        with held():
+            for place in (3, 1, 2, 0):
+                timers.call_at(begun + SOON + place * 0.001, lambda place=place: called.append(place))  # type: ignore[misc]
         fence()
         assert called == [0, 1, 2, 3]
 
@@ -80,7 +92,7 @@ class TestOrder:
         called: list[float] = []
         timers.call_at(when, lambda: called.append(time.monotonic()))
         assert within(5, lambda: called)
-        assert 0 <= called[0] - when < PROMPT
+        assert 0 <= called[0] - when < 2 * PROMPT
 
     def test_a_time_that_is_over(self) -> None:
         """A timer for a time in the past is called at once."""
@@ -101,9 +113,10 @@ class TestStop:
     def test_before_its_time(self) -> None:
         """A timer that was stopped is not called; stopping again does nothing."""
         called: list[int] = []
-        timer = after(SOON, lambda: called.append(1))
-        timer.stop()
-        timer.stop()
+        with held():
+            timer = after(SOON, lambda: called.append(1))
+            timer.stop()
+            timer.stop()
         fence()
         assert called == []
 
@@ -112,7 +125,7 @@ class TestStop:
         timer = after(0, bool)
         fence()
         timer.stop()
-        assert not timers._timers._live
+        assert nothing_is_live()
 
     def test_from_its_callback(self) -> None:
         """A timer that stops itself is not called again, whatever it returns."""
@@ -123,7 +136,8 @@ class TestStop:
             timer.stop()
             return time.monotonic()
 
-        timer = timers.call_at(time.monotonic() + SOON, callback)
+        with held():  # the callback needs the name
+            timer = timers.call_at(time.monotonic() + SOON, callback)
         fence(3 * SOON)
         assert called == [1]
 
@@ -134,7 +148,7 @@ class TestStop:
         assert entered.wait(5)
         begun = time.monotonic()
         timer.stop()
-        assert time.monotonic() - begun < PROMPT
+        assert time.monotonic() - begun < 2 * PROMPT
         leave.set()
 
     def test_many(self) -> None:
@@ -150,12 +164,13 @@ class TestStop:
     def test_many_at_once(self) -> None:
         """Of many timers at once the stopped ones are not called, and all others are, also after a sweep."""
         called: list[int] = []
-        when = time.monotonic() + 0.2
-        pending = [timers.call_at(when, lambda place=place: called.append(place)) for place in range(1000)]  # type: ignore[misc]
-        for place, timer in enumerate(pending):
-            if place % 10:
-                timer.stop()
-        fence(0.25)
+        when = time.monotonic() + 0.5 * SCALE
+        with held():
+            pending = [timers.call_at(when, lambda place=place: called.append(place)) for place in range(1000)]  # type: ignore[misc]
+            for place, timer in enumerate(pending):
+                if place % 10:
+                    timer.stop()
+        fence(0.5 * SCALE)
         assert called == list(range(0, 1000, 10))
 
     def test_from_many_threads(self) -> None:
@@ -178,7 +193,7 @@ class TestStop:
         kept = set.union(*(worker.result(20) for worker in workers))
         fence()
         assert sorted(called) == sorted(kept)
-        assert not timers._timers._live
+        assert nothing_is_live()
 
 
 class TestCalledAgain:
@@ -204,18 +219,23 @@ class TestCalledAgain:
     def test_it_can_be_stopped_between(self) -> None:
         """A timer that waits to be called again can be stopped."""
         called: list[int] = []
-        first = threading.Event()
 
         def callback() -> float:
             called.append(1)
-            first.set()
             return time.monotonic() + 5 * SOON
 
+        def stop_if_it_waits() -> bool:
+            with held():
+                waits = bool(called and timers._timers._heap)
+                if waits:
+                    timer.stop()
+            return waits
+
         timer = timers.call_at(time.monotonic(), callback)
-        assert first.wait(5)
-        timer.stop()
+        assert within(5, stop_if_it_waits)
+        before = len(called)
         fence(8 * SOON)
-        assert called == [1]
+        assert len(called) == before
 
 
 class TestCallbacks:
@@ -225,7 +245,7 @@ class TestCallbacks:
         after(0, lambda: 1 / 0)
         fence()
         assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
-        assert not timers._timers._live
+        assert nothing_is_live()
 
     def test_one_that_sets_another(self) -> None:
         """A callback may set and stop timers."""
@@ -315,7 +335,7 @@ def test_stopped_in_the_middle_of_setting_one() -> None:
         done = threading.Event()
         with intrusion(lambda: [timer.stop() for timer in doomed]):  # noqa: B023 - called in this round
             timer = timers.call_at(time.monotonic(), lambda done=done: (done.set(), None)[1])  # type: ignore[misc]
-        assert done.wait(1)
+        assert done.wait(5)
         timer.stop()
         for other in doomed:
             other.stop()
@@ -335,7 +355,7 @@ def test_fork() -> None:
         child = os.fork()
         timers.call_at(time.monotonic() + 0.6, mine.set)
         assert mine.wait(10)
-        assert called == ([] if child == 0 else [os.getpid()]), called
+        assert called.count(os.getpid()) == (child != 0), called
         if child == 0:
             os._exit(17)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17

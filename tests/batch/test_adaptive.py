@@ -170,7 +170,8 @@ def test_against_a_real_limit(plain: Link) -> None:
     """Of a server that allows 20 at a time nine tenths are used, and fewer than one try in twenty is refused."""
     for _ in range(4):  # a machine that is busy elsewhere may spoil one
         fixed, adaptive = [
-            at_work(plain, **how) for how in ({"concurrency": 20}, {"concurrency": 64, "adaptive": True})
+            at_work(plain, 500, concurrency=20),
+            at_work(plain, 1500, concurrency=64, adaptive=True),
         ]
         used = statistics.fmean(adaptive.used) / statistics.fmean(fixed.used)
         refused = adaptive.refused / (adaptive.answered + adaptive.refused)
@@ -179,11 +180,11 @@ def test_against_a_real_limit(plain: Link) -> None:
     pytest.fail(f"{used:.2f} are used, {refused:.3f} refused")
 
 
-def at_work(plain: Link, **how: Any) -> Busy:
-    """Return a server that allows 20 at a time, after a batch."""
+def at_work(plain: Link, total: int, **how: Any) -> Busy:
+    """Return a server that allows 20 at a time, after a batch of so many."""
     busy = Busy(20, 0.08)
     client = plain.client(plain.serve(reply_with=busy, keep=1), retry=Retry())
-    results = list(client.batch([REQUEST] * 500, **how))
+    results = list(client.batch([REQUEST] * total, **how))
     assert all(result.error is None for result in results)
     assert sum(result.attempts for result in results) == busy.answered + busy.refused
     return busy

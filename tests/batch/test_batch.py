@@ -431,7 +431,7 @@ class TestEnding:
         assert caught.value.clock == "context"
         parent = Context()
         list(client.batch([asking("1")], context=parent))
-        assert not parent._callbacks
+        assert within(1, lambda: not parent._callbacks)
 
     def test_stop_on_error(self, plain: Link) -> None:
         """With ``stop_on_error`` the first failure is given as a result, and then raised; the others are cancelled."""
@@ -562,16 +562,17 @@ class TestProgress:
 def test_memory_is_flat(plain: Link) -> None:
     """What a batch keeps does not grow with the number of its results."""
     client = plain.client(plain.serve(reply_with=echo, keep=1))
-    batch = client.batch((asking(f"{number:010000}") for number in itertools.count()), concurrency=4)
+    batch = client.batch((asking(f"{number:010000}") for number in itertools.count()), concurrency=2)
     held = []
     tracemalloc.start()
     try:
-        for _ in range(3):
-            for _ in range(100):
+        for _ in range(2):
+            for _ in range(200):
                 next(batch)
             gc.collect()
             held.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
         batch.close()
-    assert held[2] - held[1] < 500_000  # 100 requests and their answers are 2 000 000 bytes
+    # 200 requests and their answers are 4 000 000 bytes; what is under way at the moment may be 300 000.
+    assert held[1] - held[0] < 1_000_000

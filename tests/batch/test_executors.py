@@ -399,7 +399,7 @@ class TestWhatCannotBe:
         """An executor that cancels what it has not begun ends the batch, after the results of what it had."""
         server = plain.serve(reply_with=echo)
         executor = ThreadPoolExecutor(1)
-        batch = plain.client(server).batch(asked("say", 8), concurrency=4, executor=executor)
+        batch = plain.client(server).batch(asked("say", 40), concurrency=4, executor=executor)
         results = [next(batch)]
         executor.shutdown(wait=False, cancel_futures=True)
         with pytest.raises(ChanstreamError, match=r"^executor: it "):

@@ -16,7 +16,7 @@ import pytest
 from chanstream.testing import RecordedRequest, Reply
 from tests.conftest import SCALE, Link
 
-TOTAL, CONCURRENCY, KILLS = 200, 8, 10
+TOTAL, CONCURRENCY, KILLS = 400, 8, 10
 
 ROOT = str(Path(__file__).parents[2])
 

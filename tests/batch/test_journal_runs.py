@@ -116,7 +116,7 @@ def test_leaving_early(client: Client, server: StreamServer, path: Path) -> None
     """After a loop that was left early the journal has what was given, is free at once, and a second run goes on."""
     given = requests(*map(str, range(50)))
     for result in client.batch(given, concurrency=4, journal=path):
-        if result.id == "20":
+        if int(result.id) >= 20:  # some may be ahead of others
             break
     asked = len(server.requests)
     results = list(client.batch(given, concurrency=4, journal=path))

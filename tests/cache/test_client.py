@@ -517,10 +517,10 @@ class TestLibraryFails:
         def fail(chunk: CompletionChunk) -> bytes:
             raise MemoryError
 
-        server = plain.serve(Reply("one two", stall_after=1, first_delay=0.1))
+        server = plain.serve(Reply("one two", stall_after=1, first_delay=0.5 * SCALE))
         client = cached(server)
-        streams = [client.chat_completion_stream(REQUEST) for _ in range(2)]
         monkeypatch.setattr(tapes, "line_of", fail)
+        streams = [client.chat_completion_stream(REQUEST) for _ in range(2)]
         for stream in streams:
             *_, last = stream
             assert isinstance(last.error, StreamError)
@@ -550,12 +550,12 @@ class TestReplay:
 
     def test_at_full_speed(self, plain: Link, cached: Cached, started: list[str]) -> None:
         """A replay does not wait for what was waited for at first, and starts no thread."""
-        client = self.kept(cached, plain.serve(Reply("one two three", first_delay=0.3)))
+        client = self.kept(cached, plain.serve(Reply("one two three", first_delay=0.3 * SCALE)))
         del started[:]
         began = time.monotonic()
         chunks = list(client.chat_completion_stream(REQUEST))
         assert time.monotonic() - began < chunks[-1].total_latency
-        assert chunks[-1].total_latency > 0.3
+        assert chunks[-1].total_latency > 0.3 * SCALE
         assert started == []
 
     def test_in_the_recorded_rhythm(self, nothing_left: None, plain: Link, cached: Cached) -> None:

@@ -143,7 +143,7 @@ class TestFollowing:
     def test_an_error(self, nothing_left: None, plain: Link, cached: Cached, memory: MemoryEngine) -> None:
         """An error in the middle of a shared answer ends it for all, each with an error of its own."""
         events = [{"id": "c", "choices": [{"index": 0, "delta": {"content": "one"}}]}, {"error": {"message": "no"}}]
-        client = cached(plain.serve(Reply(chunks=events, pace=0.1)))
+        client = cached(plain.serve(Reply(chunks=events, pace=0.5 * SCALE)))
         streams = [client.chat_completion_stream(REQUEST) for _ in range(3)]
         ends = [list(stream)[-1] for stream in streams]
         assert all(isinstance(end.error, StreamAPIError) for end in ends)
@@ -274,7 +274,7 @@ class TestOneLeaves:
     @pytest.mark.parametrize("kind", ["chat_completion_stream", "chat_completion"])
     def test_one_that_waits_for_retries(self, kind: str, plain: Link, cached: Cached) -> None:
         """While the first caller tries again and again, who waits for it does so as long as its own clock says."""
-        server = plain.serve(Reply.error(503, headers={"Retry-After": "1"}), "Hello")
+        server = plain.serve(Reply.error(503, headers={"Retry-After": "3"}), "Hello")
         client = cached(server, retry=Retry(max_retries=1), timeout=Timeout(first_chunk=0.8))
         first = spawn(lambda: getattr(client, kind)(REQUEST))
         assert server.wait_for(lambda server: len(server.requests) == 1)
@@ -309,7 +309,11 @@ class TestFork:
 def test_ctrl_c_while_another_asks() -> None:
     """Ctrl-C is noticed by who waits for another's answer, though the signal goes to another thread."""
     pressing = threading.Timer(0.05, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
-    pressing.start()
-    with pytest.raises(KeyboardInterrupt):
+
+    def wait() -> None:
+        pressing.start()
         Flight[bytes]().wait(Context(), 60.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        wait()
     pressing.join()

@@ -173,13 +173,13 @@ def test_wrong_usage(options: list[str], capsys: pytest.CaptureFixture[str]) -> 
 def test_reply_and_pace() -> None:
     """--reply is the answer, and --pace parts its tokens; Ctrl-C ends the server, the streams that run too."""
     with serving("--reply", "one two three four", "--pace", "0.1") as server, server.connected() as connection:
+        begun = time.monotonic()
         connection.request("POST", "/v1/chat/completions", json.dumps({"stream": True, "messages": said("Hello")}))
         response = connection.getresponse()
-        times, texts = [], []
+        texts = []
         for _ in range(3):
             event = response.readline().decode().removeprefix("data: ")
-            times.append(time.monotonic())
             texts.append(json.loads(event)["choices"][0]["delta"]["content"])
             assert response.readline() == b"\n"
         assert texts == ["one", " two", " three"]
-        assert times[-1] - times[0] > 0.15
+        assert time.monotonic() - begun >= 0.2

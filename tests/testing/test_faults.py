@@ -79,8 +79,8 @@ class TestDelays:
     def test_pace_does_not_drift(self, plain: Peers) -> None:
         """A stream of many events takes the time of its beats and not much more."""
         start = time.monotonic()
-        plain.ask(plain.serve(Reply(chunks=["a"] * 101, pace=0.005))).read()
-        assert 0.5 <= time.monotonic() - start < 0.5 + 4 * PROMPT
+        plain.ask(plain.serve(Reply(chunks=["a"] * 51, pace=0.02))).read()
+        assert 1 <= time.monotonic() - start < 1 + 4 * PROMPT
 
     def test_pace_of_pieces(self, plain: Peers) -> None:
         """A body has no events, so its pieces are paced."""
@@ -99,7 +99,7 @@ class TestDelays:
 class TestPings:
     """Keep-alive comments."""
 
-    @pytest.mark.parametrize("waits", [{"first_delay": 0.1}, {"pace": 0.1}, {"stall_after": 1}, {"end": "hold"}])
+    @pytest.mark.parametrize("waits", [{"first_delay": 0.5}, {"pace": 0.5}, {"stall_after": 1}, {"end": "hold"}])
     def test_pings(self, peers: Peers, waits: dict[str, Any]) -> None:
         """Comments come during each kind of wait after the head."""
         peer = peers.dial(peers.serve(attrs.evolve(ABC, pings=0.02, **waits)))
@@ -122,7 +122,7 @@ class TestPings:
 
     def test_not_counted(self, plain: Peers) -> None:
         """A cut counts the content's bytes, whatever comments came between."""
-        peer = plain.dial(plain.serve(attrs.evolve(ABC, cut_at=12, pace=0.05, pings=0.02, end="cut")))
+        peer = plain.dial(plain.serve(attrs.evolve(ABC, cut_at=12, pace=0.3, pings=0.02, end="cut")))
         peer.sendall(post(STREAM))
         chunks = http_chunks(body_of(read_all(peer)))
         assert b": ping\n\n" in chunks

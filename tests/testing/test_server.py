@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from chanstream.testing import RecordedRequest, Reply, StreamServer
-from tests.conftest import PROMPT, USUALLY
+from tests.conftest import PROMPT, SCALE, USUALLY, within
 
 from .conftest import STREAM, Peers
 from .wire import post, read_all, read_until
@@ -494,6 +494,7 @@ class TestForeground:
         server = StreamServer("a")
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
+        assert within(5, lambda: server._running)
         assert server.start() is server
         server.close()
         thread.join(5)
@@ -526,21 +527,21 @@ class TestForeground:
                 peer.sendall(post(STREAM))
                 read_until(peer, b"data: ")
                 process.send_signal(signal.SIGINT)
-                output, errors = process.communicate(timeout=10)
+                output, errors = process.communicate(timeout=10 * SCALE)
         assert (output, errors, process.returncode) == ("interrupted 0\n", "", 0)
 
     def test_forgotten(self) -> None:
         """A server that nobody closes does not keep the interpreter alive."""
         program = "from chanstream.testing import StreamServer; StreamServer('a').start()"
         result = subprocess.run(
-            [sys.executable, "-W", "error", "-c", program], capture_output=True, timeout=10, check=True
+            [sys.executable, "-W", "error", "-c", program], capture_output=True, timeout=10 * SCALE, check=True
         )
         assert (result.stdout, result.stderr) == (b"", b"")
 
     def test_import(self) -> None:
         """Importing starts no thread."""
         program = "import chanstream.testing, threading; print(threading.active_count())"
-        result = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=10, check=True)
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=10 * SCALE, check=True)
         assert result.stdout.strip() == b"1"
 
 

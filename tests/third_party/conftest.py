@@ -12,6 +12,7 @@ import attrs
 import pytest
 import requests
 
+from tests.conftest import SCALE
 from tests.third_party.servers import ENGINE, GATEWAY, MOCKS, NotInstalledError, Server, install, running
 
 
@@ -107,10 +108,11 @@ _CALLS = [
     {"id": f"call_{city}", "type": "function", "function": {"name": "weather", "arguments": f'{{"city": "{city}"}}'}}
     for city in ("Paris", "Lyon")
 ]
+PIECES_APART_MS = round(200 * SCALE)
 _COUNTS = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 _BY_PROMPT: dict[str, dict[str, Any]] = {
     "usage": {"response": {"content": "counted", "usage": _COUNTS}},
-    "slow": {"response": {"content": "one two four five six", "stream_chunk_delay_ms": 60}},
+    "slow": {"response": {"content": "one two four five six", "stream_chunk_delay_ms": PIECES_APART_MS}},
     "tools": {"response": {"tool_calls": _CALLS, "stream_chunk_delay_ms": 0}},
     "refused": {"response": {**_REFUSAL, "error_code": "slow_down"}},
     "refused twice": {"sequence": [_REFUSAL, _REFUSAL, {"content": "welcome", "stream_chunk_delay_ms": 0}]},

@@ -362,19 +362,19 @@ class TestBrokenStreams:
     def test_an_idle_clock(self, llmock: Llmock, plain: Link) -> None:
         """A server that falls silent in the middle is left after the idle time, and notices."""
         llmock.script({"type": "stream_fault", "kind": "stall", "after_chunks": 3, "stall_seconds": 50})
-        client = client_of(llmock, plain, timeout=Timeout(idle=0.3))
+        client = client_of(llmock, plain, timeout=Timeout(idle=0.3 * SCALE))
         *before, last = client.chat_completion_stream(asking())
         assert isinstance(last.error, APITimeoutError)
         assert last.error.clock == "idle"
         assert text_of(before) == "Hello! You "
         [asked] = llmock.requests()
         assert not asked["completed"]
-        assert 0.2 < asked["stall_waited"] < 0.3 + 4 * PROMPT
+        assert 0.2 * SCALE < asked["stall_waited"] < 0.3 * SCALE + 4 * PROMPT
 
     def test_a_first_chunk_clock(self, llmock: Llmock, plain: Link) -> None:
         """A model that thinks longer than the caller wants to wait is left before its first chunk."""
         llmock.script({"type": "slow_first_token", "seconds": 50})
-        client = client_of(llmock, plain, timeout=Timeout(first_chunk=0.3))
+        client = client_of(llmock, plain, timeout=Timeout(first_chunk=0.3 * SCALE))
         [last] = client.chat_completion_stream(asking())
         assert isinstance(last.error, APITimeoutError)
         assert last.error.clock == "first_chunk"

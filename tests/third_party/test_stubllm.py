@@ -20,6 +20,7 @@ from chanstream import (
     UserMessage,
 )
 from tests.conftest import Link
+from tests.third_party.conftest import PIECES_APART_MS
 from tests.third_party.servers import Server
 
 pytestmark = [
@@ -58,15 +59,15 @@ def test_the_usage_of_a_whole_answer(client: Client) -> None:
 
 
 def test_pieces_come_one_by_one(client: Client) -> None:
-    """Each piece is delivered when the server sends it, 60 ms after the one before, and its latency says so."""
+    """Each piece is delivered when the server sends it, so long after the one before, and its latency says so."""
     begun = time.monotonic()
     stream = client.chat_completion_stream(asking("slow"))
     first = next(stream)
     waited = time.monotonic() - begun
     others = list(stream)
     assert first.text + "".join(chunk.text for chunk in others) == "one two four five six"
-    assert statistics.median(chunk.chunk_latency for chunk in others) > 0.03
-    assert others[-1].total_latency > 0.06 * 5
+    assert statistics.median(chunk.chunk_latency for chunk in others) > PIECES_APART_MS / 2000
+    assert others[-1].total_latency > 5 * PIECES_APART_MS / 1000
     assert waited < others[-1].total_latency / 2
 
 
