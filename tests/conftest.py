@@ -20,7 +20,7 @@ import hypothesis
 import pytest
 import trustme
 
-from chanstream import ChatCompletionRequest, Client, Retry, UserMessage, stream
+from chanstream import ChatCompletionRequest, Client, Retry, UserMessage, stream, timers
 from chanstream.calls import Engine
 from chanstream.engines import collecting, flow
 from chanstream.testing import Reply, StreamServer
@@ -95,6 +95,17 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def at_most(seconds: float, begun: float, late: float = PROMPT) -> float:
+    """Return how long a clock for the server's silence may have taken: it begins anew if the process was held up.
+
+    Args:
+        seconds: What it is set to.
+        begun: When what it is part of began, on `time.monotonic`.
+        late: How late it may be.
+    """
+    return seconds * (1 + timers.held_up_after(begun)) + late
 
 
 def within(seconds: float, holds: Callable[[], object]) -> bool:

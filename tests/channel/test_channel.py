@@ -559,7 +559,7 @@ class TestOrder:
     def test_who_gives_up(self) -> None:
         """A producer that gives up makes way for the one behind it."""
         channel = filled(1, maxsize=1)
-        first = spawn(lambda: channel.put(2, timeout=0.1))
+        first = spawn(lambda: channel.put(2, timeout=0.3))
         assert putters(channel, 1)
         second = spawn(channel.put, 3)
         assert isinstance(first.exception(5), queue.Full)

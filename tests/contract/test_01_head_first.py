@@ -285,7 +285,7 @@ FAULTS = {
         Reply("one two", stall_after=2), APITimeoutError, words="idle", settings={"timeout": Timeout(idle=0.1 * SCALE)}
     ),
     "first silence": Fault(
-        Reply(stall_after=0), APITimeoutError, (), "first_chunk", {"timeout": Timeout(first_chunk=0.1 * SCALE)}
+        Reply(stall_after=0), APITimeoutError, (), "first_chunk", {"timeout": Timeout(first_chunk=0.3 * SCALE)}
     ),
     "deadline": Fault(
         Reply("one two", stall_after=2), APITimeoutError, words="total", settings={"timeout": 0.2 * SCALE}

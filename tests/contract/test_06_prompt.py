@@ -49,7 +49,7 @@ class TestEveryFramingAndCoding:
         client = link.client(link.serve(Reply("warm up"), reply))
         assert client.chat_completion_stream(REQUEST).collect().text == "warm up"  # import and handshake are no delay
         # A machine that is busy for a moment is late once; a library that gathers bytes is late each time.
-        assert any(worst_delay(client) < DELAY for _ in range(4))
+        assert any(worst_delay(client) < DELAY for _ in range(20))
 
     def test_nothing_is_held_back(self, link: Link, framing: Framing, compress: Compression | None) -> None:
         """The tokens that were sent are there to be taken though the server says nothing more."""

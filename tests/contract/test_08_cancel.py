@@ -205,7 +205,7 @@ class TestBeforeTheHead:
         """A call that waits for a head that never comes is raised out of at once, and leaves no socket."""
         server = link.serve(Reply("late", head_delay=math.inf))
         client = link.client(server)
-        context = Context().with_timeout(0.2) if how == "deadline" else Context()
+        context = Context().with_timeout(0.2 * SCALE) if how == "deadline" else Context()
         caught: list[tuple[float, BaseException]] = []
 
         def call() -> None:
@@ -222,7 +222,7 @@ class TestBeforeTheHead:
             begun = time.monotonic()
             context.cancel()
         caller.join(5)
-        limit = PROMPT + (0.2 if how == "deadline" else 0)
+        limit = PROMPT + (0.2 * SCALE if how == "deadline" else 0)
         assert caught[0][0] - begun < limit
         assert isinstance(caught[0][1], APITimeoutError if how == "deadline" else StreamCancelledError)
         assert server.wait_for(lambda s: s.open_connections == 0, PROMPT)

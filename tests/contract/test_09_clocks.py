@@ -28,7 +28,7 @@ from chanstream import APITimeoutError, Client, CompletionChunk, Context, Retry,
 from chanstream.calls import Engine
 from chanstream.testing import Reply
 from tests.concurrency import spawn
-from tests.conftest import PATIENCE, PROMPT, REQUEST, SCALE, Link, within
+from tests.conftest import PATIENCE, PROMPT, REQUEST, SCALE, Link, at_most, within
 from tests.servers.upstream import Upstream
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -53,7 +53,7 @@ def on_time(seconds: float = CLOCK) -> Iterator[None]:
     """Fail unless the block takes so long, and no longer."""
     begun = time.monotonic()
     yield
-    assert seconds <= time.monotonic() - begun < seconds + LATE
+    assert seconds <= time.monotonic() - begun < at_most(seconds, begun, LATE)
 
 
 def raised(name: str, call: Callable[[], object], seconds: float = CLOCK) -> None:
@@ -173,7 +173,7 @@ class TestFirstChunk:
         [
             Reply("one", stall_after=0),
             Reply.pings_only(0.02),
-            Reply("one", head_delay=0.75 * CLOCK, stall_after=0),
+            Reply("one", head_delay=0.25 * CLOCK, stall_after=0),
             Reply(body=b"data: " + b"x" * 1000, split=1, pace=0.02),
         ],
         ids=["silence", "pings only", "a late head and silence", "half an event, byte by byte"],
@@ -194,7 +194,7 @@ class TestFirstChunk:
     def test_is_for_each_attempt(self, plain: Link) -> None:
         """A retry has the whole time again, and the wait before it takes nothing of it."""
         refusal = Reply.error(503, headers={"retry-after-ms": f"{1100 * CLOCK:.0f}"})
-        server = plain.serve(refusal, Reply("one", first_delay=0.5 * CLOCK))
+        server = plain.serve(refusal, Reply("one", first_delay=0.1 * CLOCK))
         client = plain.client(server, timeout=clock(first_chunk=CLOCK), retry=Retry())
         assert client.chat_completion_stream(REQUEST).collect().text == "one"
 
@@ -228,13 +228,14 @@ class TestIdle:
     def test_no_further_chunk(self, link: Link, reply: Reply) -> None:
         """It is delivered after the chunks that came; comments and bytes of no whole event do not reset it."""
         server = link.serve(reply)
+        begun = time.monotonic()
         stream = link.client(server, timeout=clock(idle=CLOCK)).chat_completion_stream(REQUEST)
         first, second = stream.get(), stream.get()
         assert first.text
         assert second.text
         (last,) = stream
         tells(last.error, "idle")
-        assert CLOCK - 0.01 < last.chunk_latency < CLOCK + LATE
+        assert CLOCK - 0.01 < last.chunk_latency < at_most(CLOCK, begun, LATE)
         assert server.wait_for(lambda s: s.open_connections == 0)
 
     def test_starts_anew_with_each_chunk(self, plain: Link) -> None:
@@ -265,16 +266,16 @@ class TestIdle:
         stream = plain.stream(Reply("one two three four", stall_after=3), timeout=clock(idle=CLOCK), buffer=1)
         assert within(5, lambda: stream.statistics().waiting_putters == 1)
         time.sleep(1.5 * CLOCK)
-        taken = [stream.get(), stream.get()]
+        taken = [stream.get()]
         with on_time():
-            taken += stream
+            taken += stream  # the first of which makes room
         assert texts(taken) == ["one", " two", " three", ""]
         tells(taken[-1].error, "idle")
 
     def test_a_slow_consumer_with_room_does_not_stop_it(self, plain: Link) -> None:
         """A silent server is given up though the consumer is still busy with the first chunk."""
         stream = plain.stream(Reply("one two three", stall_after=2), timeout=clock(idle=CLOCK))
-        assert within(CLOCK + LATE, lambda: stream.state == "failed")
+        assert within(2 * CLOCK + LATE, lambda: stream.state == "failed")
         assert texts(list(stream)) == ["one", " two", ""]
 
 
@@ -319,10 +320,11 @@ class TestTotal:
         """It does not start anew with a retry."""
         refusal = Reply.error(503, headers={"retry-after-ms": "40"})
         server = plain.serve(refusal, refusal, Reply("x " * 1000, pace=0.02))
-        client = plain.client(server, timeout=clock(total=CLOCK), retry=Retry())
-        with on_time():
+        seconds = 3 * CLOCK
+        client = plain.client(server, timeout=clock(total=seconds), retry=Retry())
+        with on_time(seconds):
             *_, last = client.chat_completion_stream(REQUEST)
-        tells(last.error, "total")
+        tells(last.error, "total", seconds)
         assert len(server.requests) == 3
 
     @pytest.mark.parametrize("total", [1e-9, 1e-6, 1e-3])
@@ -369,7 +371,7 @@ class TestHeldUp:
 
     def test_around_the_head(self, plain: Link) -> None:
         """A head that comes after that leaves the first chunk what is left of the time."""
-        seconds = 2 * self.CLOCK
+        seconds = 4 * self.CLOCK
         with socket.create_server(("127.0.0.1", 0)) as listener:
             address = f"http://127.0.0.1:{listener.getsockname()[1]}"
             asking = spawn(plain.client(address, timeout=clock(first_chunk=seconds)).chat_completion_stream, REQUEST)
@@ -441,7 +443,7 @@ class TestWhereTheyAreSet:
 
     def test_the_first_one_counts(self, plain: Link) -> None:
         """Of several clocks the one that runs out first is named."""
-        timeout = Timeout(connect=CLOCK, first_chunk=2 * CLOCK, idle=CLOCK, total=3 * CLOCK)
+        timeout = Timeout(connect=CLOCK, first_chunk=2 * CLOCK, idle=CLOCK, total=8 * CLOCK)
         client = plain.client(plain.serve(NEVER_A_HEAD), timeout=timeout)
         raised("first_chunk", lambda: client.chat_completion_stream(REQUEST), 2 * CLOCK)
 

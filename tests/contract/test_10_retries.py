@@ -324,7 +324,7 @@ class TestNoRetryAfterTheHead:
     def test_of_a_stream(self, link: Link, reply: Reply) -> None:
         """Whatever happens to a stream after its head is delivered, and nothing is sent a second time."""
         server = link.serve(reply, OK)
-        client = link.client(server, retry=HASTY, timeout=Timeout(first_chunk=0.1 * SCALE, idle=0.1 * SCALE))
+        client = link.client(server, retry=HASTY, timeout=Timeout(first_chunk=0.3 * SCALE, idle=0.1 * SCALE))
         *_, last = client.chat_completion_stream(REQUEST)
         assert isinstance(last.error, (StreamError, APIError, APITimeoutError))
         assert len(server.requests) == 1

@@ -67,6 +67,7 @@ def company(request: pytest.FixtureRequest, plain: Link) -> Iterator[int]:
     """How many streams there are with the test's own, of which all others are silent."""
     client = plain.client(plain.serve(SILENT))
     others = [client.chat_completion_stream(REQUEST) for _ in range(request.param - 1)]
+    assert within(5, lambda: all(other.qsize() == 2 for other in others))
     yield int(request.param)
     for other in others:
         assert [other.get(timeout=5).text for _ in range(2)] == ["one", " two"]
@@ -211,12 +212,12 @@ class TestSeveralConsumers:
     def test_who_reads_gives_up(self, link: Link, company: int) -> None:
         """When the one that reads has waited long enough the others get the next events as before."""
         with wired(link) as (stream, peer):
-            reader = spawn(stream.get, True, 0.1)
+            reader = spawn(stream.get, True, 0.3 * SCALE)
             assert is_waited_for(stream)
             others = [spawn(stream.get) for _ in range(2)]
             assert within(5, lambda: stream.statistics().waiting_getters == 3)
             with pytest.raises(queue.Empty):
-                reader.result(5)
+                reader.result(5 * SCALE)
             for done in (1, 2):
                 peer.sendall(event("an event"))
                 assert within(PROMPT, lambda n=done: sum(other.done() for other in others) == n)
@@ -364,11 +365,16 @@ class TestEnds:
 
         server = link.serve(Reply("one two three", pace=0.001))
         client = link.client(server)
-        alone = [ask() for _ in range(30)]
-        with many_wired(link, MANY):
-            beside = [ask() for _ in range(30)]
-            assert len(poller._the_poller._streams) == MANY
-        assert statistics.median(beside) < statistics.median(alone) + USUALLY / 10
+
+        def cost_of_company() -> float:
+            alone = [ask() for _ in range(30)]
+            with many_wired(link, MANY):
+                beside = [ask() for _ in range(30)]
+                assert len(poller._the_poller._streams) == MANY
+            return statistics.median(beside) - statistics.median(alone)
+
+        # A machine that is busier in the second half is so once; a scan of all streams costs each time.
+        assert any(cost_of_company() < USUALLY / 10 for _ in range(3))
         assert server.connections == 1
 
 

@@ -171,7 +171,7 @@ class TestChanges:
             watcher = new_watcher()
             watcher.watch(pair[0].fileno(), "mine", READ)
             watcher.close()
-        assert descriptors() == before
+        assert descriptors() <= before
 
 
 @has_epoll
@@ -314,11 +314,11 @@ class TestStreamsWithoutEpoll:
 
     def test_paced(self, link: Link) -> None:
         """A stream of words that come now and then is whole, and comes as they do."""
-        stream = link.stream(Reply("one two three four five", pace=0.02))
+        stream = link.stream(Reply("one two three four five", pace=0.1))
         assert isinstance(poller._the_poller._watcher, Selected)
         latencies = [chunk.chunk_latency for chunk in stream]
         assert stream.state == "complete"
-        assert sum(latency > 0.01 for latency in latencies) >= 4
+        assert sum(latency > 0.05 for latency in latencies) >= 4
 
     def test_20_at_a_time(self, link: Link) -> None:
         """20 streams, each with a thread that waits for it, all come whole, some through a narrow channel."""

@@ -98,21 +98,21 @@ class TestEveryStep:
         with full() as address, ThreadPoolExecutor(1) as pool:
             exchange = Exchange()
             blocked: Future[object] = pool.submit(send, session, exchange, f"http://{address}")
-            assert isinstance(self.cut(exchange, blocked, blocked.running), OSError)
+            assert isinstance(self.cut(exchange, blocked, lambda: exchange._connection is not None), OSError)
 
     def test_while_shaking_hands(self, session: requests.Session) -> None:
         """So is a handshake of TLS that the other side does not take part in."""
         with listening() as address, ThreadPoolExecutor(1) as pool:
             exchange = Exchange()
             blocked: Future[object] = pool.submit(send, session, exchange, f"https://{address}")
-            assert isinstance(self.cut(exchange, blocked, blocked.running), OSError)
+            assert isinstance(self.cut(exchange, blocked, lambda: exchange._connection is not None), OSError)
 
     def test_while_sending(self, session: requests.Session) -> None:
         """So is the sending of a request that nobody reads."""
         with listening() as address, ThreadPoolExecutor(1) as pool:
             exchange = Exchange()
             blocked: Future[object] = pool.submit(send, session, exchange, f"http://{address}", LARGE)
-            assert isinstance(self.cut(exchange, blocked, blocked.running), OSError)
+            assert isinstance(self.cut(exchange, blocked, lambda: exchange._connection is not None), OSError)
 
     def test_while_waiting_for_the_head(self, session: requests.Session, link: Link) -> None:
         """So is the wait for the head."""

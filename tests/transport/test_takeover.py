@@ -227,7 +227,7 @@ class TestTakenOver:
 
     def test_without_a_thread_of_its_own(self, link: Link, started: list[str]) -> None:
         """A stream of such an answer has no thread for itself."""
-        assert link.stream(Reply("one two", pace=0.01)).collect().text == "one two"
+        assert link.stream(Reply("one two", pace=0.3)).collect().text == "one two"
         assert "chanstream-poller" in started
         assert "chanstream-producer" not in started
 
@@ -371,7 +371,7 @@ class TestGivenBack:
         """Bytes that come when the connection is back in the pool already are no part of the next answer."""
         tail = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
         reply = at_once(EVENTS + tail, b"Content-Length: %d\r\n" % len(EVENTS))
-        server = link.serve(attrs.evolve(reply, split=len(EVENTS), pace=0.05), "and more")
+        server = link.serve(attrs.evolve(reply, split=len(EVENTS), pace=0.3), "and more")
         client = link.client(server)
         assert client.chat_completion_stream(REQUEST).collect().text == "one two"
         assert server.open_connections == 1
@@ -449,7 +449,7 @@ class TestWaiting:
 
     def test_for_bytes(self, session: requests.Session, link: Link) -> None:
         """One that waits for as long as it takes returns with the first bytes, and with b"" at the end."""
-        line = taken(sent(session, link.serve(Reply(body=BODY, framing="close", first_delay=0.05)).url)[1])
+        line = taken(sent(session, link.serve(Reply(body=BODY, framing="close", first_delay=0.3)).url)[1])
         assert line.read() is None
         assert b"".join(iter(lambda: line.read(None) or b"", b"")) == BODY
         line.close()

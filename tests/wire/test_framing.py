@@ -354,11 +354,13 @@ MOST = 64  # halfway, in powers, between linear work (16 times as much) and quad
 def cost(stream: bytes, events: int) -> float:
     """Return the seconds of this thread's processor that a stream takes, and check that it gave its events."""
     pieces = cut(stream, range(1024, len(stream), 1024))
-    start = time.thread_time()
-    count = sum(1 for _ in decode_events(pieces))
-    spent = time.thread_time() - start
-    assert count == events
-    return max(spent, 0.001)  # below that, some clocks have no answer
+    spent = []
+    for _ in range(3):  # others' work may be in one
+        start = time.thread_time()
+        count = sum(1 for _ in decode_events(pieces))
+        spent.append(time.thread_time() - start)
+        assert count == events
+    return max(min(spent), 0.001)  # below that, some clocks have no answer
 
 
 @pytest.mark.parametrize(
